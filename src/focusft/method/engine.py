@@ -1,0 +1,353 @@
+"""FocuSFT inside the stock forward of a model: read this file first.
+
+One training step (arXiv 2605.09932, algorithm 1), for the documents of a batch:
+
+    phi_0      fresh LoRA fast weights: A random, B zero
+    phi_{k+1}  = phi_k - eta * clip(grad of the inner loss at phi_k)       k = 0 .. K-1
+    loss       = cross-entropy of the response tokens with phi_K active
+    afterwards the fast weights are thrown away
+
+The trunk (the layers below the first one with fast weights) does not depend on phi, so it runs
+once: a hook on the first adapted layer takes the trunk's output, adapts the fast weights by
+running only the layers above it, and lets the stock forward go on with phi_K active.
+
+What belongs to one forward call travels in a `FocusCall` through the keyword arguments of the
+layers. So it is there again when a checkpointed layer is recomputed in the backward pass, and
+several forward calls may precede one backward pass.
+
+Shapes: B batch, S sequence, D hidden, R rows that predict a labelled token, G documents.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.hooks import RemovableHandle
+
+from focusft.errors import UnsupportedModelError, UserError
+from focusft.method.architectures import Architecture, check_replay, read_architecture
+from focusft.method.attention import attention_mask_for
+from focusft.method.config import FocusConfig
+from focusft.method.fast_weights import FastWeights, initial_fast_weights
+from focusft.method.inner_loop import InnerTrace, adapt
+from focusft.method.loss import PredictedRows, token_losses
+from focusft.method.objectives import inner_targets
+from focusft.method.turns import TurnLayout
+
+CALL = "focus_call"
+
+
+@dataclass
+class FocusCall:
+    """The state of one training forward."""
+
+    input_ids_BS: Tensor
+    labels_BS: Tensor
+    layout: TurnLayout
+    normaliser: Tensor | int | None
+    mask: Tensor | None = None
+    trunk_input: tuple[Tensor, dict[str, Any]] | None = None
+    fast_weights: FastWeights | None = None
+    is_adapting: bool = False
+    trace: InnerTrace | None = None
+    loss: Tensor | None = None
+
+
+def attach(model: nn.Module, config: FocusConfig | None = None) -> FocusEngine:
+    """Make the training forward of a model run FocuSFT.
+
+    In training mode, a call with `labels` adapts fast weights on each document of the batch and
+    returns the outer loss with them active; `logits` then hold the last position only. Calls in
+    eval mode or without labels are those of the stock model. With `num_inner_steps=0` and causal
+    context every call is: that is plain SFT.
+
+    The turns come from the labels (runs of -100 are context), or from `turn_ids` in the batch
+    (see `TurnLayout.from_turn_ids`); documents of a packed row from `position_ids`.
+
+    Args:
+        model: A decoder-only transformers model, possibly with PEFT adapters, not yet wrapped
+            by DDP or FSDP.
+        config: Options of the method; the published settings by default.
+
+    Returns:
+        The engine, with `.trace` and `.detach()`.
+
+    Raises:
+        UnsupportedModelError: The model has a part that the method does not cover.
+    """
+    return FocusEngine(model, config or FocusConfig())
+
+
+class FocusEngine:
+    """The hooks of FocuSFT on one model.
+
+    Attributes:
+        config: Options of the method.
+        step: Number of the optimizer step; changes the initial fast weights. A trainer sets it
+            before each step, so that a resumed run draws the same ones.
+        trace: What the inner loop did in the last training call.
+    """
+
+    def __init__(self, model: nn.Module, config: FocusConfig) -> None:
+        self.config = config
+        self.step = 0
+        self.trace: InnerTrace | None = None
+        self._active: FocusCall | None = None
+        self._handles: list[RemovableHandle] = []
+        if config.is_plain_sft:
+            return
+        self._architecture = read_architecture(model, config)
+        check_replay(self._architecture)
+        self._add_hooks(model, self._architecture)
+
+    def detach(self) -> None:
+        """Remove every hook: the model is what it was before."""
+        while self._handles:
+            self._handles.pop().remove()
+        self._active = None
+
+    def _add_hooks(self, model: nn.Module, parts: Architecture) -> None:
+        add = self._handles.append
+        add(model.register_forward_pre_hook(self._begin_call, with_kwargs=True))
+        add(parts.decoder.register_forward_hook(self._compute_loss, with_kwargs=True))
+        add(model.register_forward_hook(self._return_loss, with_kwargs=True))
+        if self.config.num_inner_steps == 0:
+            return
+        if self.config.inner_attention != self.config.context_attention:
+            first_layer = parts.layers[0]
+            add(first_layer.register_forward_pre_hook(self._keep_trunk_input, with_kwargs=True))
+        first_adapted = parts.adapted_layers[0]
+        add(first_adapted.register_forward_pre_hook(self._adapt_fast_weights, with_kwargs=True))
+        for layer in parts.adapted_layers:
+            attention = dict(layer.named_children())["self_attn"]
+            add(attention.register_forward_pre_hook(self._activate_call, with_kwargs=True))
+        for index, target in enumerate(parts.targets):
+            add(target.register_forward_hook(partial(self._add_fast_weights, index)))
+
+    # The hooks, in the order in which one forward meets them.
+
+    def _begin_call(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Read the turns, build the mask, keep the labels for `_compute_loss`."""
+        turn_ids_BS = kwargs.pop("turn_ids", None)
+        if not model.training or kwargs.get("labels") is None:
+            return args, kwargs
+        if args or kwargs.get("input_ids") is None:
+            raise UserError(
+                "model(...): FocuSFT reads its batch from keyword arguments; call "
+                "model(input_ids=..., attention_mask=..., labels=...)"
+            )
+        self._refuse_reentrant_checkpointing()
+        labels_BS = kwargs.pop("labels")
+        position_ids_BS = kwargs.get("position_ids")
+        if turn_ids_BS is None:
+            attention_mask_BS = kwargs.get("attention_mask")
+            layout = TurnLayout.from_labels(labels_BS, attention_mask_BS, position_ids_BS)
+        else:
+            layout = TurnLayout.from_turn_ids(
+                turn_ids_BS, position_ids_BS, self.config.context_blocks
+            )
+        call = FocusCall(
+            input_ids_BS=kwargs["input_ids"],
+            labels_BS=labels_BS,
+            layout=layout,
+            normaliser=kwargs.pop("num_items_in_batch", None),
+        )
+        call.mask = self._mask(layout, self.config.context_attention)
+        # One row of logits satisfies the stock forward; the loss comes from `_compute_loss`.
+        kwargs |= {
+            "attention_mask": call.mask,
+            "use_cache": False,
+            "logits_to_keep": 1,
+            CALL: call,
+        }
+        return args, kwargs
+
+    def _keep_trunk_input(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Keep what enters the first layer, for an inner loop with a mask of its own."""
+        call = kwargs.get(CALL)
+        if call is not None and not call.is_adapting:
+            call.trunk_input = _split_hidden(args, kwargs)
+
+    def _adapt_fast_weights(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """The inner loop, run once the trunk's output is there."""
+        call = kwargs.get(CALL)
+        if call is None or call.is_adapting:
+            return
+        config, layout = self.config, call.layout
+        trunk_BSD, layer_kwargs = _split_hidden(args, kwargs)
+        outer_mask = call.mask
+        call.is_adapting = True
+        kernels = sdpa_kernel(SDPBackend.MATH) if config.inner_order == 2 else nullcontext()
+        with torch.enable_grad(), kernels:
+            if call.trunk_input is not None:
+                trunk_BSD, layer_kwargs = self._inner_trunk(call)
+            if config.inner_order == 1:
+                trunk_BSD = trunk_BSD.detach()
+            targets_BS = inner_targets(
+                config.inner_objective, call.input_ids_BS, call.labels_BS, layout
+            )
+            rows = PredictedRows.of(targets_BS, layout)
+            document_of_R = layout.document_numbers()[rows.mask_BS]
+
+            initial = initial_fast_weights(
+                self._architecture.shapes,
+                rank=config.inner_rank,
+                alpha=config.inner_alpha,
+                dropout=config.inner_dropout,
+                input_ids_BS=call.input_ids_BS,
+                layout=layout,
+                seed=config.seed,
+                step=self.step,
+                # Steps in bfloat16 would be rounded away.
+                dtype=torch.promote_types(self._architecture.model.dtype, torch.float32),
+            )
+            counts_G = document_of_R.bincount(minlength=len(initial.documents))
+
+            def inner_losses(weights: FastWeights) -> Tensor:
+                call.fast_weights = weights
+                losses_R = self._top_losses(trunk_BSD, layer_kwargs, rows)
+                sums_G = losses_R.new_zeros(len(counts_G)).index_add(0, document_of_R, losses_R)
+                return sums_G / counts_G.clamp(min=1)
+
+            call.fast_weights, call.trace = adapt(initial, inner_losses, counts_G > 0, config)
+        call.mask = outer_mask
+        call.is_adapting = False
+
+    def _activate_call(
+        self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Name the call that the fast weights of this layer belong to.
+
+        Attention is the first part of a layer that gets the keyword arguments, in a recompute
+        too, and the adapted linear maps follow it.
+        """
+        call = kwargs.get(CALL)
+        if call is not None and kwargs.get("attention_mask") is not call.mask:
+            raise UnsupportedModelError(
+                f"{type(attention).__name__} did not get FocuSFT's attention mask; a hook or "
+                "wrapper (context parallelism?) replaced it"
+            )
+        self._active = call
+
+    def _add_fast_weights(
+        self, index: int, target: nn.Module, args: tuple[Tensor, ...], output: Tensor
+    ) -> Tensor:
+        call = self._active
+        if call is None or call.fast_weights is None:
+            return output
+        return output + call.fast_weights.delta(index, args[0]).to(output.dtype)
+
+    def _compute_loss(
+        self,
+        decoder: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+    ) -> None:
+        """The outer loss, here rather than after the head, so that autocast applies."""
+        call = kwargs.get(CALL)
+        if call is None:
+            return
+        rows = PredictedRows.of(call.labels_BS, call.layout)
+        hidden_RD = output[0][rows.mask_BS]
+        losses_R = token_losses(hidden_RD, rows.targets_R, self._architecture.logits)
+        normaliser = len(rows) if call.normaliser is None else call.normaliser
+        call.loss = losses_R.sum() / torch.as_tensor(normaliser).clamp(min=1)
+        if call.trace is not None:
+            self.trace = self._with_final_losses(call, rows, losses_R.detach())
+        self._active = None
+
+    def _return_loss(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        call = kwargs.get(CALL)
+        if call is None:
+            return output
+        if isinstance(output, tuple):
+            return (call.loss, *output)
+        return type(output)(**{**output, "loss": call.loss})
+
+    # Parts of the hooks.
+
+    def _mask(self, layout: TurnLayout, context_attention: str) -> Tensor:
+        model = self._architecture.model
+        return attention_mask_for(model.config, layout, context_attention, model.dtype)
+
+    def _inner_trunk(self, call: FocusCall) -> tuple[Tensor, dict[str, Any]]:
+        """The trunk once more, under the inner loop's own mask."""
+        hidden_BSD, layer_kwargs = call.trunk_input
+        call.mask = self._mask(call.layout, self.config.inner_attention)
+        layer_kwargs = {**layer_kwargs, "attention_mask": call.mask}
+        with torch.set_grad_enabled(self.config.inner_order == 2):
+            for layer in self._architecture.trunk:
+                hidden_BSD = layer(hidden_BSD, **layer_kwargs)
+        return hidden_BSD, layer_kwargs
+
+    def _top_losses(
+        self, hidden_BSD: Tensor, layer_kwargs: dict[str, Any], rows: PredictedRows
+    ) -> Tensor:
+        """Token losses [R] of the layers above the trunk, with the call's fast weights."""
+        for layer in self._architecture.adapted_layers:
+            hidden_BSD = layer(hidden_BSD, **layer_kwargs)
+        hidden_RD = self._architecture.norm(hidden_BSD[rows.mask_BS])
+        return token_losses(hidden_RD, rows.targets_R, self._architecture.logits)
+
+    def _with_final_losses(
+        self, call: FocusCall, rows: PredictedRows, losses_R: Tensor
+    ) -> InnerTrace:
+        """Add the inner loss after the last step, where the outer forward has computed it."""
+        config, trace = self.config, call.trace
+        is_known = (
+            config.inner_step == "fixed"
+            and config.inner_objective != "context"
+            and config.inner_attention == config.context_attention
+        )
+        if not is_known:
+            return trace
+        targets_BS = inner_targets(
+            config.inner_objective, call.input_ids_BS, call.labels_BS, call.layout
+        )
+        is_inner_R = PredictedRows.of(targets_BS, call.layout).mask_BS[rows.mask_BS]
+        document_of_R = call.layout.document_numbers()[rows.mask_BS][is_inner_R]
+        counts_G = document_of_R.bincount(minlength=len(trace.has_targets))
+        sums_G = losses_R.new_zeros(len(counts_G)).index_add(
+            0, document_of_R, losses_R[is_inner_R]
+        )
+        return trace.with_final_losses(sums_G / counts_G.clamp(min=1))
+
+    def _refuse_reentrant_checkpointing(self) -> None:
+        layer = self._architecture.adapted_layers[0]
+        if not layer.gradient_checkpointing:
+            return
+        if layer._gradient_checkpointing_func.keywords.get("use_reentrant", True):
+            raise UnsupportedModelError(
+                "gradient checkpointing is reentrant, which loses the inner loop's gradients; "
+                "use gradient_checkpointing_kwargs={'use_reentrant': False}"
+            )
+        if self.config.inner_order == 2:
+            raise UnsupportedModelError(
+                "inner_order=2 needs the activations of the inner loop; "
+                "turn gradient checkpointing off"
+            )
+
+
+def _split_hidden(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, dict[str, Any]]:
+    """Separate a layer's hidden states [B, S, D] from its other arguments."""
+    if args:
+        return args[0], dict(kwargs)
+    others = dict(kwargs)
+    return others.pop("hidden_states"), others

@@ -1,0 +1,141 @@
+"""Transient LoRA weights, one set for each document of a batch, as plain tensors.
+
+They are no parameters of the model: state-dict names, the optimizer and checkpoints never see
+them (arXiv 2605.09932, section 3.1: `phi`).
+
+Shapes: B batch, S sequence, G documents, I input features, O output features, r rank.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from focusft.method.turns import Document, TurnLayout
+
+
+@dataclass(frozen=True)
+class FastWeights:
+    """Low-rank updates of a list of linear maps.
+
+    Attributes:
+        A: One [G, r, I] tensor for each adapted linear map.
+        B: One [G, O, r] tensor for each adapted linear map.
+        scaling: inner_alpha / inner_rank.
+        dropout: Probability of dropping an input feature of the fast weights.
+        documents: Where the G documents lie in the batch.
+    """
+
+    A: tuple[Tensor, ...]
+    B: tuple[Tensor, ...]
+    scaling: float
+    dropout: float
+    documents: tuple[Document, ...]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All matrices: every A, then every B."""
+        return self.A + self.B
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> FastWeights:
+        """The same fast weights with other values, in the order of `tensors`."""
+        return replace(self, A=tuple(tensors[: len(self.A)]), B=tuple(tensors[len(self.A) :]))
+
+    def as_leaves(self) -> FastWeights:
+        """Cut the history, so that gradients with respect to these values can be taken."""
+        return self.with_tensors([t.detach().requires_grad_() for t in self.tensors])
+
+    def detached(self) -> FastWeights:
+        """The values as constants."""
+        return self.with_tensors([t.detach() for t in self.tensors])
+
+    def delta(self, index: int, x_BSI: Tensor) -> Tensor:
+        """What the fast weights add to the output of linear map number `index`, [B, S, O]."""
+        A_GrI = self.A[index].to(x_BSI.dtype)
+        B_GOr = self.B[index].to(x_BSI.dtype)
+        if self.dropout > 0:
+            x_BSI = F.dropout(x_BSI, self.dropout)
+        if self._is_one_document_per_row(x_BSI.shape[0]):
+            low_rank_BSr = torch.bmm(x_BSI, A_GrI.transpose(1, 2))
+            return self.scaling * torch.bmm(low_rank_BSr, B_GOr.transpose(1, 2))
+        delta_BSO = x_BSI.new_zeros(*x_BSI.shape[:2], B_GOr.shape[1])
+        for document, A_rI, B_Or in zip(self.documents, A_GrI, B_GOr, strict=True):
+            tokens = slice(document.start, document.stop)
+            update_TO = F.linear(F.linear(x_BSI[document.row, tokens], A_rI), B_Or)
+            delta_BSO[document.row, tokens] = self.scaling * update_TO
+        return delta_BSO
+
+    def _is_one_document_per_row(self, batch: int) -> bool:
+        return [document.row for document in self.documents] == list(range(batch))
+
+
+def initial_fast_weights(
+    shapes: Sequence[tuple[int, int]],
+    rank: int,
+    alpha: float,
+    dropout: float,
+    input_ids_BS: Tensor,
+    layout: TurnLayout,
+    seed: int,
+    step: int,
+    dtype: torch.dtype,
+) -> FastWeights:
+    """Draw A from Kaiming-uniform(a=sqrt(5)) and set B to zero (section 3.1).
+
+    The values of a document depend on the seed, the step and the document's own tokens alone.
+    So they are the same however documents are batched, packed, accumulated or spread over
+    ranks, and after a resume.
+
+    Args:
+        shapes: (input features, output features) of each adapted linear map.
+        rank: Rank r.
+        alpha: LoRA alpha; the scaling is alpha / rank.
+        dropout: Dropout on the input of the fast weights.
+        input_ids_BS: Tokens of the batch.
+        layout: Turns of the batch.
+        seed: Seed of the run.
+        step: Optimizer step, so that each epoch draws other values.
+        dtype: Type of the fast weights.
+    """
+    device = input_ids_BS.device
+    documents = tuple(layout.documents())
+    drawn: list[list[Tensor]] = [[] for _ in shapes]
+    generator = torch.Generator(device)
+    for checksum in _checksums(input_ids_BS, documents):
+        generator.manual_seed(_mix(seed, step, checksum))
+        for matrices, (features, _) in zip(drawn, shapes, strict=True):
+            # Kaiming-uniform with a = sqrt(5) is uniform within 1 / sqrt(input features).
+            matrix_rI = torch.empty(rank, features, device=device)
+            matrix_rI.uniform_(-1, 1, generator=generator)
+            matrices.append((matrix_rI / features**0.5).to(dtype))
+    return FastWeights(
+        A=tuple(torch.stack(matrices) for matrices in drawn),
+        B=tuple(
+            torch.zeros(len(documents), out, rank, device=device, dtype=dtype) for _, out in shapes
+        ),
+        scaling=alpha / rank,
+        dropout=dropout,
+        documents=documents,
+    )
+
+
+def _mix(*numbers: int) -> int:
+    """A 63-bit seed that is the same on every platform and Python version."""
+    digest = hashlib.sha256(repr(numbers).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _checksums(input_ids_BS: Tensor, documents: Sequence[Document]) -> list[int]:
+    """A position-weighted sum of each document's tokens, in wrapping 64-bit integers."""
+    sums = []
+    for document in documents:
+        tokens_T = input_ids_BS[document.row, document.start : document.stop].long() + 1
+        weights_T = torch.arange(1, len(tokens_T) + 1, device=tokens_T.device)
+        weights_T = weights_T * 6364136223846793005 + 1442695040888963407
+        sums.append((tokens_T * weights_T * (weights_T >> 33)).sum())
+    return torch.stack(sums).tolist()
