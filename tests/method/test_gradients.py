@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from oracle import literal_focusft
-from tiny_models import tiny_model
+from tests.method.oracle import literal_focusft
+from tests.tiny_models import tiny_model
 
 import focusft
 from focusft.method.fast_weights import initial_fast_weights

@@ -14,7 +14,7 @@ InnerStep = Literal["fixed", "backtracking"]
 ContextBlocks = Literal["merged", "per_turn"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class FocusConfig:
     """Options of the bilevel step (arXiv 2605.09932, section 3; defaults: its published settings).
 

@@ -145,18 +145,12 @@ class FocusEngine:
                 "model(input_ids=..., attention_mask=..., labels=...)"
             )
         self._refuse_reentrant_checkpointing()
-        labels_BS = kwargs.pop("labels")
-        position_ids_BS = kwargs.get("position_ids")
-        if turn_ids_BS is None:
-            attention_mask_BS = kwargs.get("attention_mask")
-            layout = TurnLayout.from_labels(labels_BS, attention_mask_BS, position_ids_BS)
-        else:
-            layout = TurnLayout.from_turn_ids(
-                turn_ids_BS, position_ids_BS, self.config.context_blocks
-            )
+        layout = TurnLayout.from_batch(
+            {**kwargs, "turn_ids": turn_ids_BS}, self.config.context_blocks
+        )
         call = FocusCall(
             input_ids_BS=kwargs["input_ids"],
-            labels_BS=labels_BS,
+            labels_BS=kwargs.pop("labels"),
             layout=layout,
             normaliser=kwargs.pop("num_items_in_batch", None),
         )

@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from focusft.errors import UserError
 from focusft.method.config import FocusConfig
 from focusft.method.fast_weights import FastWeights
 
 MAX_HALVINGS = 6
 
 
-class NonFiniteLossError(ArithmeticError):
+class NonFiniteLossError(UserError):
     """An inner loss is infinite or not a number."""
 
 

@@ -5,7 +5,9 @@ Shapes: B batch, S sequence.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,6 +80,27 @@ class TurnLayout:
         """
         turns_BS = turn_ids_BS.sign() if context_blocks == "merged" else turn_ids_BS
         return cls._from_turns(turns_BS, turn_ids_BS < 0, turn_ids_BS != 0, position_ids_BS)
+
+    @classmethod
+    def from_batch(
+        cls, batch: Mapping[str, Any], context_blocks: ContextBlocks = "merged"
+    ) -> TurnLayout:
+        """Read the turns of a batch: from `turn_ids` if they are there, else from `labels`.
+
+        Args:
+            batch: What the model is called with: labels or turn_ids, and optionally
+                attention_mask and position_ids, each [B, S].
+            context_blocks: See `from_turn_ids`.
+        """
+        position_ids_BS = batch.get("position_ids")
+        if batch.get("turn_ids") is not None:
+            return cls.from_turn_ids(batch["turn_ids"], position_ids_BS, context_blocks)
+        if context_blocks == "per_turn":
+            raise DataError(
+                "context_blocks: 'per_turn' needs turn_ids in the batch, labels do not show where "
+                "one context turn ends; add them or use 'merged'"
+            )
+        return cls.from_labels(batch["labels"], batch.get("attention_mask"), position_ids_BS)
 
     @classmethod
     def _from_turns(

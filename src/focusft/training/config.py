@@ -1,0 +1,297 @@
+"""Typed training options from YAML files and command-line overrides."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from transformers import TrainingArguments
+
+from focusft.errors import ConfigError
+from focusft.method.config import FocusConfig
+
+METHOD_OPTIONS = tuple(option.name for option in dataclasses.fields(FocusConfig))
+
+# Options of the published code or of older transformers that are gone, and what replaces them.
+GONE = {
+    "inner_gradient_checkpointing": "the inner loop follows gradient_checkpointing",
+    "sync_inner": "inner gradients are never synchronised; leave it out",
+    "torch_dtype": "its name is dtype",
+    "trust_remote_code": "FocuSFT never runs code from a model folder; leave it out",
+    "truncation": "its name is length_policy (drop, error, truncate_context)",
+    "messages_key": "name the column 'messages'",
+    "tools_key": "name the column 'tools'",
+    "enable_thinking_key": "name the column 'enable_thinking'",
+    "warmup_ratio": "use warmup_steps with a fraction, for instance 0.1",
+}
+
+
+@dataclass
+class FocuSFTConfig(TrainingArguments, FocusConfig):
+    """Options of FocuSFTTrainer: those of `transformers.TrainingArguments` and of the method.
+
+    The defaults are the published settings (arXiv 2605.09932, appendix) for one device.
+    """
+
+    method: Literal["focusft", "sft"] = field(
+        default="focusft",
+        metadata={"help": "focusft, or sft: plain supervised fine-tuning in the same trainer."},
+    )
+    num_train_epochs: float = 5
+    per_device_train_batch_size: int = 1
+    per_device_eval_batch_size: int = 4
+    gradient_accumulation_steps: int = 4
+    learning_rate: float = 1e-5
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = 0.1
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    activation_checkpointing: bool | None = True
+    logging_steps: float = 10
+    save_total_limit: int | None = 2
+    seed: int = 1234
+    # The collator and the engine need columns that the model's forward does not name.
+    remove_unused_columns: bool = False
+    # The trainer stops on a non-finite loss; it must not be filtered out of the logs.
+    logging_nan_inf_filter: bool = False
+
+    def __post_init__(self) -> None:
+        if self.method not in ("focusft", "sft"):
+            raise ConfigError(f"method: {self.method!r} is not one of focusft, sft")
+        FocusConfig.__post_init__(self)
+        TrainingArguments.__post_init__(self)
+
+    def focus_config(self) -> FocusConfig:
+        """The options of the method alone; `method=sft` is K = 0 with causal attention."""
+        config = FocusConfig(**{name: vars(self)[name] for name in METHOD_OPTIONS})
+        if self.method == "sft":
+            return dataclasses.replace(
+                config,
+                num_inner_steps=0,
+                context_attention="causal",
+                inner_context_attention="same",
+                inner_objective="response",
+            )
+        return config
+
+
+@dataclass
+class TrainConfig(FocuSFTConfig):
+    """Options of `focusft train`."""
+
+    model_name_or_path: str = field(
+        default="smollm2", metadata={"help": "Hub id, local folder, GGUF file, or smollm2."}
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = field(
+        default="auto", metadata={"help": "Type of the weights."}
+    )
+    attn_implementation: Literal["sdpa", "eager"] = field(
+        default="sdpa", metadata={"help": "Attention of transformers that takes our mask."}
+    )
+    train_data: str = field(
+        default="",
+        metadata={"help": "Training data, comma-separated: .parquet, .jsonl, or hub ids."},
+    )
+    val_data: str = field(default="", metadata={"help": "Validation data, like train_data."})
+    max_length: int = field(default=4096, metadata={"help": "Longest conversation in tokens."})
+    length_policy: Literal["drop", "error", "truncate_context"] = field(
+        default="drop",
+        metadata={"help": "What happens to longer ones: drop (counted), error, truncate_context."},
+    )
+    num_proc: int = field(default=1, metadata={"help": "Processes that tokenise."})
+    resume: bool = field(
+        default=True, metadata={"help": "Go on from the last checkpoint in output_dir."}
+    )
+
+    def __post_init__(self) -> None:
+        for option in ("dtype", "attn_implementation", "length_policy"):
+            allowed = typing.get_args(typing.get_type_hints(TrainConfig)[option])
+            if vars(self)[option] not in allowed:
+                raise ConfigError(
+                    f"{option}: {vars(self)[option]!r} is not one of {', '.join(allowed)}"
+                )
+        if not self.train_data:
+            raise ConfigError(
+                "train_data: missing; name a .parquet or .jsonl file, for instance one from "
+                "'focusft data make --out train.jsonl'"
+            )
+        if self.max_length < 2:
+            raise ConfigError(f"max_length: {self.max_length} must be 2 or more")
+        if self.output_dir is None:
+            raise ConfigError("output_dir: missing; name the folder for checkpoints and results")
+        try:
+            super().__post_init__()
+        except ConfigError:
+            raise
+        except (ValueError, TypeError, ImportError, RuntimeError) as error:
+            raise ConfigError(f"training options: {_first_line(error)}") from error
+
+    def resolved(self) -> dict[str, Any]:
+        """Every option that differs from the defaults of transformers or belongs to FocuSFT."""
+        own = {f.name for f in dataclasses.fields(TrainConfig)} - {
+            f.name for f in dataclasses.fields(TrainingArguments)
+        }
+        stock = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
+        values = {
+            name: value.value if isinstance(value, Enum) else value
+            for name, value in vars(self).items()
+            if name in own or (name in stock and value != stock[name])
+        }
+        # Secrets stay out of files; the deprecated names repeat activation_checkpointing.
+        gone = ("hub_token", "gradient_checkpointing", "gradient_checkpointing_kwargs")
+        return {
+            name: value
+            for name, value in sorted(values.items())
+            if name not in gone and isinstance(value, str | int | float | bool | dict | list | None)
+        }
+
+
+def load_train_config(path: Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read options from a YAML file and from `--option value` arguments, which win.
+
+    Args:
+        path: YAML file with one option a line, or None for defaults only.
+        overrides: `--option value`, `--option=value`, or `--option` for true.
+
+    Raises:
+        ConfigError: An option is unknown, twice there, or of the wrong type, or the file is no
+            YAML mapping.
+    """
+    options = _read_yaml(path) if path else {}
+    where = dict.fromkeys(options, str(path))
+    for name, value in _parse_overrides(overrides).items():
+        options[name] = value
+        where[name] = "command line"
+    hints = typing.get_type_hints(TrainConfig, localns={"torch": torch})
+    known = {f.name: hints[f.name] for f in dataclasses.fields(TrainConfig) if f.init}
+    checked = {}
+    for name, value in options.items():
+        if name not in known:
+            raise ConfigError(f"{where[name]}: {_unknown(name, known)}")
+        try:
+            checked[name] = _coerce(value, known[name])
+        except ValueError as error:
+            raise ConfigError(f"{where[name]}: {name}: {error}") from None
+    # gradient_checkpointing is the published name of what transformers now calls activation_.
+    for suffix in ("", "_kwargs"):
+        if f"gradient_checkpointing{suffix}" in checked:
+            value = checked.pop(f"gradient_checkpointing{suffix}")
+            checked[f"activation_checkpointing{suffix}"] = value
+    return TrainConfig(**checked)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; give the path of a YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as text: {_first_line(error)}") from None
+    try:
+        loaded = yaml.load(text, _UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
+        raise ConfigError(f"{path}: must hold 'option: value' lines, not {type(loaded).__name__}")
+    return loaded
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML keeps the last of two equal keys without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"option {key!r} is there twice", problem_mark=node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        if not argument.startswith("--") or len(argument) == 2:
+            raise ConfigError(f"command line: unexpected {argument!r}; write --option value")
+        name, has_value, text = argument[2:].partition("=")
+        if not has_value:
+            is_flag = not remaining or remaining[0].startswith("--")
+            text = "true" if is_flag else remaining.pop(0)
+        name = name.replace("-", "_")
+        if name in values:
+            raise ConfigError(f"command line: --{name} is there twice; keep one")
+        try:
+            values[name] = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError:
+            values[name] = text
+    return values
+
+
+def _unknown(name: str, known: Mapping[str, Any]) -> str:
+    if name in GONE:
+        return f"option {name!r} does not exist here: {GONE[name]}"
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else "see 'focusft train --help'"
+    return f"unknown option {name!r}; {hint}"
+
+
+def _coerce(value: Any, hint: Any) -> Any:
+    """Check a YAML value against a type, reading numbers that YAML takes for text (1e-5)."""
+    options = _flatten(hint)
+    literals = [choice for option in options for choice in typing.get_args(option)
+                if typing.get_origin(option) is Literal]
+    if value in literals and not isinstance(value, bool):
+        return value
+    kinds = [typing.get_origin(option) or option for option in options]
+    if value is None and types.NoneType in kinds:
+        return value
+    if isinstance(value, bool):
+        if bool in kinds:
+            return value
+    elif isinstance(value, int) and int in kinds:
+        return value
+    elif isinstance(value, int | float) and float in kinds:
+        return float(value)
+    elif isinstance(value, str):
+        if str in kinds:
+            return value
+        for kind in (int, float):
+            if kind in kinds:
+                try:
+                    return kind(value)
+                except ValueError:
+                    continue
+    elif isinstance(value, dict | list) and type(value) in kinds:
+        return value
+    if str in kinds and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if literals:
+        raise ValueError(f"{value!r} is not one of {', '.join(map(str, literals))}")
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text",
+             dict: "a mapping", list: "a list", types.NoneType: "null"}
+    expected = " or ".join(names[kind] for kind in kinds if kind in names)
+    raise ValueError(f"{value!r} is not {expected}")
+
+
+def _flatten(hint: Any) -> list[Any]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return [part for option in typing.get_args(hint) for part in _flatten(option)]
+    return [hint]
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

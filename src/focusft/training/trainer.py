@@ -1,0 +1,220 @@
+"""FocuSFT on transformers.Trainer: only the loss, the validation and the logs are ours."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from focusft.errors import ConfigError, UserError
+from focusft.method.attention import attention_mask_for
+from focusft.method.config import ContextAttention
+from focusft.method.engine import FocusEngine, attach
+from focusft.method.inner_loop import InnerTrace
+from focusft.method.loss import PredictedRows, plain_response_loss
+from focusft.method.turns import TurnLayout
+from focusft.training.config import FocuSFTConfig
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingStopped(UserError):
+    """Training cannot go on; the message says why and how to mend it."""
+
+
+@dataclass
+class _Window:
+    """What happened since the last line of the log."""
+
+    started: float = field(default_factory=time.perf_counter)
+    tokens: int = 0
+    response_tokens: int = 0
+    traces: list[InnerTrace] = field(default_factory=list)
+
+
+class FocuSFTTrainer(Trainer):
+    """Bilevel SFT (arXiv 2605.09932, algorithm 1) in the trainer of transformers.
+
+    Batches hold input_ids, attention_mask and labels, and optionally position_ids and turn_ids.
+    The loss is the sum over the response tokens of all micro-batches and ranks divided by their
+    number. Validation losses are those of the un-adapted model: `eval_loss` with causal
+    attention, `eval_loss_bidirectional` with the mask of training.
+    """
+
+    def __init__(self, model: nn.Module, args: FocuSFTConfig, **kwargs: Any) -> None:
+        """Attach FocuSFT to the model and set up the trainer.
+
+        Raises:
+            ConfigError: The options ask for a parallelism that the method does not cover.
+            UnsupportedModelError: The model has a part that the method does not cover.
+        """
+        _refuse_unsupported(args)
+        self.focus_config = args.focus_config()
+        self.engine: FocusEngine = attach(model, self.focus_config)
+        super().__init__(model=model, args=args, **kwargs)
+        # The loss below takes num_items_in_batch, whatever the model's own forward does.
+        self.model_accepts_loss_kwargs = True
+        self._window = _Window()
+        self.inner_steps_watched = 0
+        self.inner_steps_raised = 0
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The outer loss of one micro-batch, summed and divided by `num_items_in_batch`."""
+        self._window.tokens += inputs["attention_mask"].sum().item()
+        self._window.response_tokens += inputs["labels"].ne(-100).sum().item()
+        if self.focus_config.is_plain_sft:
+            batch, rows = _without_labels(inputs)
+            total, count = plain_response_loss(model, batch, rows)
+            normaliser = count if num_items_in_batch is None else num_items_in_batch
+            loss = total / torch.as_tensor(normaliser).clamp(min=1)
+            outputs = None
+        else:
+            self.engine.step = self.state.global_step
+            outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
+            loss = outputs.loss
+            self._keep_trace(self.engine.trace)
+        if not math.isfinite(loss.item()):
+            raise TrainingStopped(
+                f"step {self.state.global_step}: the loss is {loss.item()}; lower learning_rate "
+                "or inner_lr, or set inner_step=backtracking, and resume from the last checkpoint"
+            )
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            # DDP averages gradients over ranks; the normaliser already counts all of them.
+            loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Validation loss per response token of the un-adapted model, under both masks."""
+        started = time.perf_counter()
+        dataloader = self.get_eval_dataloader(eval_dataset)
+        self.model.eval()
+        device = self.args.device
+        totals = torch.zeros(3, dtype=torch.float64, device=device)
+        for batch in dataloader:
+            inputs = self._prepare_inputs(batch)
+            with torch.no_grad(), self.compute_loss_context_manager():
+                causal, count = response_loss(self.model, inputs, "causal")
+                bidirectional, _ = response_loss(self.model, inputs, "bidirectional")
+            totals += torch.stack([causal.double(), bidirectional.double(), count.double()])
+        causal_sum, bidirectional_sum, tokens = (
+            self.accelerator.gather(totals[None]).sum(dim=0).tolist()
+        )
+        metrics = {
+            f"{metric_key_prefix}_loss": causal_sum / max(tokens, 1),
+            f"{metric_key_prefix}_loss_bidirectional": bidirectional_sum / max(tokens, 1),
+            f"{metric_key_prefix}_response_tokens": tokens,
+            f"{metric_key_prefix}_runtime": round(time.perf_counter() - started, 3),
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the inner loop's losses and the throughput to each line of training."""
+        if "loss" in logs:
+            logs = {**logs, **self._window_metrics()}
+            self._window = _Window()
+        super().log(logs, start_time)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; afterwards name an inner step size that was too large, and its mend."""
+        output = super().train(*args, **kwargs)
+        if self.inner_steps_raised:
+            logger.warning(
+                "%d of %d inner steps raised the inner loss (inner_lr=%g): lower inner_lr or set "
+                "inner_step=backtracking",
+                self.inner_steps_raised,
+                self.inner_steps_watched,
+                self.focus_config.inner_lr,
+            )
+        return output
+
+    def _keep_trace(self, trace: InnerTrace | None) -> None:
+        if trace is None:
+            return
+        self._window.traces.append(trace)
+        self.inner_steps_watched += trace.steps_watched
+        self.inner_steps_raised += trace.steps_raised
+
+    def _window_metrics(self) -> dict[str, float]:
+        window, seconds = self._window, time.perf_counter() - self._window.started
+        metrics = {
+            "tokens_per_second": round(window.tokens / seconds, 1),
+            "response_tokens_per_second": round(window.response_tokens / seconds, 2),
+        }
+        traces = [trace for trace in window.traces if trace.has_targets.any()]
+        if traces:
+            for step, losses in enumerate(zip(*(t.mean_losses for t in traces), strict=True)):
+                metrics[f"inner_loss_{step}"] = sum(losses) / len(losses)
+            watched = sum(trace.steps_watched for trace in traces)
+            if watched:
+                raised = sum(trace.steps_raised for trace in traces)
+                metrics["inner_steps_raised"] = raised / watched
+            sizes = torch.cat([torch.stack(trace.step_sizes).flatten() for trace in traces])
+            metrics["inner_step_size"] = sizes.mean().item()
+        return metrics
+
+
+def response_loss(
+    model: nn.Module, batch: dict[str, Tensor], context_attention: ContextAttention
+) -> tuple[Tensor, Tensor]:
+    """Sum of the response-token losses of the un-adapted model, and their number.
+
+    Args:
+        model: A causal language model in eval mode, possibly wrapped.
+        batch: As the trainer takes it.
+        context_attention: Attention among context tokens.
+    """
+    inputs, rows = _without_labels(batch)
+    if context_attention == "bidirectional":
+        unwrapped = model.module if hasattr(model, "module") else model
+        layout = TurnLayout.from_batch(batch)
+        inputs["attention_mask"] = attention_mask_for(
+            unwrapped.config, layout, context_attention, unwrapped.dtype
+        )
+    return plain_response_loss(model, inputs, rows)
+
+
+def _without_labels(batch: dict[str, Tensor]) -> tuple[dict[str, Any], PredictedRows]:
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "turn_ids")}
+    return inputs, PredictedRows.of(batch["labels"], TurnLayout.from_batch(batch))
+
+
+def _refuse_unsupported(args: FocuSFTConfig) -> None:
+    if args.n_gpu > 1:
+        raise ConfigError(
+            f"{args.n_gpu} GPUs in one process would use DataParallel, which copies the model "
+            "without its hooks; launch with 'torchrun --nproc_per_node "
+            f"{args.n_gpu} -m focusft train ...' or set CUDA_VISIBLE_DEVICES=0"
+        )
+    if args.label_smoothing_factor > 0:
+        raise ConfigError("label_smoothing_factor: not defined for FocuSFT; set it to 0")
+    parallelism = args.parallelism_config
+    if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
+        raise ConfigError(
+            "parallelism_config: context and sequence parallelism replace the attention mask "
+            "without a word; use DDP or FSDP2"
+        )
+    if args.auto_find_batch_size:
+        raise ConfigError("auto_find_batch_size: not supported; set per_device_train_batch_size")
+    if args.use_liger_kernel:
+        raise ConfigError("use_liger_kernel: replaces the loss that FocuSFT computes; turn it off")
