@@ -26,13 +26,9 @@ def eager_masses(model, batch, layout, context_attention):
         documents = []
         for document in layout.documents():
             row, start, stop = document.row, document.start, document.stop
-            queries = [
-                i - 1 for i in range(start + 1, stop) if batch["labels"][row, i] != -100
-            ]
+            queries = [i - 1 for i in range(start + 1, stop) if batch["labels"][row, i] != -100]
             mean = weights[row][:, queries].mean(dim=(0, 1))
-            context = [
-                j for j in range(start + 1, stop) if batch["turn_ids"][row, j] > 0
-            ]
+            context = [j for j in range(start + 1, stop) if batch["turn_ids"][row, j] > 0]
             documents.append(torch.stack([mean[start], mean[context].sum()]))
         layers.append(torch.stack(documents))
     return torch.stack(layers)

@@ -65,7 +65,9 @@ def relative_error(actual, expected):
 
 def compare(model, config, turns, oracle_config=None):
     input_ids, labels = conversation(turns)
-    loss, engine, actual = gradients_of(model, config, input_ids=input_ids[None], labels=labels[None])
+    loss, engine, actual = gradients_of(
+        model, config, input_ids=input_ids[None], labels=labels[None]
+    )
     parts = focusft.method.architectures.read_architecture(model, config)
     A0 = [] if config.num_inner_steps == 0 else phi_0(engine, input_ids, labels)
     if not A0:

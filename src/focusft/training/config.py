@@ -83,6 +83,25 @@ class FocuSFTConfig(TrainingArguments, FocusConfig):
             )
         return config
 
+    def resolved(self) -> dict[str, Any]:
+        """Every option that differs from the defaults of transformers or belongs to FocuSFT."""
+        own = {f.name for f in dataclasses.fields(self)} - {
+            f.name for f in dataclasses.fields(TrainingArguments)
+        }
+        stock = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
+        values = {
+            name: value.value if isinstance(value, Enum) else value
+            for name, value in vars(self).items()
+            if name in own or (name in stock and value != stock[name])
+        }
+        # Secrets stay out of files; the deprecated names repeat activation_checkpointing.
+        left_out = ("hub_token", "gradient_checkpointing", "gradient_checkpointing_kwargs")
+        return {
+            name: value
+            for name, value in sorted(values.items())
+            if name not in left_out and isinstance(value, str | int | float | bool | dict | list | None)
+        }
+
 
 @dataclass
 class TrainConfig(FocuSFTConfig):
@@ -134,25 +153,6 @@ class TrainConfig(FocuSFTConfig):
             raise
         except (ValueError, TypeError, ImportError, RuntimeError) as error:
             raise ConfigError(f"training options: {_first_line(error)}") from error
-
-    def resolved(self) -> dict[str, Any]:
-        """Every option that differs from the defaults of transformers or belongs to FocuSFT."""
-        own = {f.name for f in dataclasses.fields(TrainConfig)} - {
-            f.name for f in dataclasses.fields(TrainingArguments)
-        }
-        stock = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
-        values = {
-            name: value.value if isinstance(value, Enum) else value
-            for name, value in vars(self).items()
-            if name in own or (name in stock and value != stock[name])
-        }
-        # Secrets stay out of files; the deprecated names repeat activation_checkpointing.
-        gone = ("hub_token", "gradient_checkpointing", "gradient_checkpointing_kwargs")
-        return {
-            name: value
-            for name, value in sorted(values.items())
-            if name not in gone and isinstance(value, str | int | float | bool | dict | list | None)
-        }
 
 
 def load_train_config(path: Path | None, overrides: Sequence[str] = ()) -> TrainConfig:

@@ -6,9 +6,11 @@ import logging
 import math
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 from transformers import Trainer
 
@@ -22,6 +24,8 @@ from focusft.method.turns import TurnLayout
 from focusft.training.config import FocuSFTConfig
 
 logger = logging.getLogger(__name__)
+
+RESOLVED_CONFIG = "focusft_config.yaml"
 
 
 class TrainingStopped(UserError):
@@ -147,6 +151,14 @@ class FocuSFTTrainer(Trainer):
                 self.focus_config.inner_lr,
             )
         return output
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Save a plain Hugging Face checkpoint, with the options as YAML instead of a pickle."""
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir)
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        options = yaml.safe_dump(self.args.resolved(), sort_keys=True, allow_unicode=True)
+        (folder / RESOLVED_CONFIG).write_text(options, encoding="utf-8")
 
     def _keep_trace(self, trace: InnerTrace | None) -> None:
         if trace is None:

@@ -1,0 +1,566 @@
+"""BABILong-style training conversations: facts of a small world hidden in background prose.
+
+A world is a story in the manner of bAbI (Weston et al. 2015), from generators of our own: people
+move between rooms, pick things up and put them down. Its statements keep their order and are put
+into the gaps between the sentences of the Python documentation (`pydoc_data.topics`, in the
+standard library), as BABILong (Kuratov et al. 2024) does with books. The held-out split shares
+neither background sentences nor worlds with the training split, whatever seeds are used.
+
+The prose differs a little between Python versions; with one version every result depends only on
+the arguments.
+"""
+
+import hashlib
+import random
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate, pairwise
+from pydoc_data.topics import topics
+from typing import Any, Literal
+
+from focusft.errors import ConfigError
+
+Split = Literal["train", "held_out"]
+AnswerStyle = Literal["short", "sentence"]
+
+TASKS = ("qa1", "qa2", "qa3")
+SPLITS = ("train", "held_out")
+ACTORS = ("John", "Mary", "Sandra", "Daniel")
+LOCATIONS = ("bedroom", "kitchen", "garden", "hallway", "bathroom", "office")
+OBJECTS = ("apple", "football", "milk")
+# Background sentences hold none of these, also not inside a longer word: the scorer looks for
+# substrings. Bill, Fred and Jeff appear in the published qa5.
+FORBIDDEN = tuple(word.lower() for word in (*ACTORS, "Bill", "Fred", "Jeff", *LOCATIONS, *OBJECTS))
+
+MOVE_VERBS = ("went to", "moved to", "travelled to", "journeyed to", "went back to")
+GET_VERBS = ("got", "took", "grabbed", "picked up")
+DROP_VERBS = ("dropped", "discarded", "put down", "left")
+
+# From this many context tokens on, the prompt explains the task with examples as BABILong does;
+# below, the explanation would outweigh the context.
+FULL_PROMPT_TOKENS = 1024
+
+# One part of five of the topics and of the worlds is held out.
+_HELD_OUT_PARTS = 5
+_QUESTIONS_PER_WORLD = 5
+_MAX_DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One statement: `actor` does `action` (move, get, drop) to a location or an object."""
+
+    actor: str
+    action: str
+    target: str
+    text: str
+
+
+@dataclass(frozen=True)
+class World:
+    """A story with one question about it.
+
+    Attributes:
+        facts: the statements before the question, in order.
+        question: the question.
+        answer: the label, one of LOCATIONS.
+        sentence: the answer as a full sentence.
+        support: indices into `facts` of the statements that the answer follows from, ascending.
+    """
+
+    facts: tuple[Fact, ...]
+    question: str
+    answer: str
+    sentence: str
+    support: tuple[int, ...]
+
+
+def make_conversations(
+    task: str = "qa1",
+    *,
+    split: Split = "train",
+    count: int,
+    context_tokens: int,
+    seed: int,
+    count_tokens: Callable[[str], int],
+    answer_style: AnswerStyle = "short",
+) -> list[dict[str, Any]]:
+    """Make conversations with one question about facts hidden in background prose.
+
+    Args:
+        task: qa1 (where is a person), qa2 (where is an object), or qa3 (where was an object before
+            it was in a given place).
+        split: which prose and worlds to use; the two splits share none.
+        count: number of conversations, all different.
+        context_tokens: most tokens between `<context>` and `</context>`; prose fills what the facts
+            leave, to the sentence. Prose repeats when the split has less of it than that.
+        seed: seed of the whole set.
+        count_tokens: number of tokens of a text, without special tokens.
+        answer_style: `short` answers with the label alone ("kitchen"), `sentence` with a sentence
+            ("Mary is in the kitchen.").
+
+    Returns:
+        One row per conversation: `messages` with a user and an assistant turn, and `meta` with
+        `task`, `split`, `question`, `answer` (the label), `needles` (the supporting facts),
+        `needle_spans` (their [start, end) characters in the user turn), `facts` (all of them) and
+        `context_tokens` (the tokens that the context has).
+
+    Raises:
+        ConfigError: an argument has no such value, or context_tokens is too small for the facts.
+    """
+    if task not in TASKS:
+        raise ConfigError(f"task: '{task}' is none of {', '.join(TASKS)}")
+    if split not in SPLITS:
+        raise ConfigError(f"split: '{split}' is none of {', '.join(SPLITS)}")
+    if answer_style not in ("short", "sentence"):
+        raise ConfigError(f"answer_style: '{answer_style}' is none of short, sentence")
+    if count < 1:
+        raise ConfigError(f"count: {count} is less than 1; ask for at least one conversation")
+    rng = random.Random(f"{task}/{split}/{seed}")  # a string seeds the same in every process
+    prose = background_sentences(split)
+    sizes: dict[str, int] = {}
+
+    def size(sentence: str) -> int:
+        if sentence not in sizes:
+            sizes[sentence] = count_tokens(" " + sentence)
+        return sizes[sentence]
+
+    rows: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    draws = 0
+    while len(rows) < count:
+        draws += 1
+        if draws > _MAX_DRAWS:
+            raise ConfigError(
+                f"context_tokens: {context_tokens} is too small for {count} different {task} "
+                f"worlds (found {len(rows)}); raise context_tokens or lower count"
+            )
+        world = make_world(task, rng)
+        key = "\n".join([*(fact.text for fact in world.facts), world.question])
+        facts = " ".join(fact.text for fact in world.facts)
+        if world_split(world) != split or key in seen or count_tokens(facts) > context_tokens:
+            continue
+        draws = 0
+        seen.add(key)
+        sentences = _fill(world, prose, context_tokens, rng, size, count_tokens)
+        rows.append(
+            _conversation(task, split, world, sentences, context_tokens, count_tokens, answer_style)
+        )
+    return rows
+
+
+def make_world(task: str, rng: random.Random) -> World:
+    """Draw a story and one of its first five questions, evenly.
+
+    Args:
+        task: qa1, qa2 or qa3.
+        rng: source of every choice.
+    """
+    asked = rng.randint(1, _QUESTIONS_PER_WORLD)
+    if task == "qa1":
+        return _moves_world(asked, rng)
+    return _objects_world(task, asked, rng)
+
+
+def world_split(world: World) -> Split:
+    """The split that a world belongs to, by a hash of what its facts say (verbs aside)."""
+    story = "|".join(f"{fact.actor} {fact.action} {fact.target}" for fact in world.facts)
+    return "held_out" if _part(story) == 0 else "train"
+
+
+@lru_cache(maxsize=2)
+def background_sentences(split: Split) -> tuple[str, ...]:
+    """Plain English sentences of the Python documentation, in reading order, without repeats.
+
+    Topics are split by a hash of their name; a sentence that stands in several topics belongs to
+    the first. No sentence holds a word of FORBIDDEN.
+    """
+    taken: set[str] = set()
+    chosen = []
+    for name in sorted(topics):
+        wanted = (_part(name) == 0) == (split == "held_out")
+        for sentence in _plain_sentences(topics[name]):
+            key = sentence.lower()
+            if key not in taken:
+                taken.add(key)
+                if wanted and not any(word in key for word in FORBIDDEN):
+                    chosen.append(sentence)
+    return tuple(chosen)
+
+
+def build_prompt(
+    task: str, context: str, question: str, *, full: bool, answer_style: AnswerStyle = "short"
+) -> str:
+    """The user turn in BABILong's layout.
+
+    Args:
+        task: qa1, qa2 or qa3.
+        context: prose and facts.
+        question: the question.
+        full: explain the task and show two examples; else one line and no examples.
+        answer_style: the style that explanation and examples ask for.
+    """
+    texts = _PROMPTS[task]
+    if not full:
+        head = f"{texts.short}\n\n{_POST_PROMPT[answer_style]}"
+    else:
+        examples = "\n\n".join(
+            f"<example>\n{story}\nQuestion: {asked}\n"
+            f"Answer: {label if answer_style == 'short' else sentence}\n</example>"
+            for story, asked, label, sentence in texts.examples
+        )
+        head = f"{texts.instruction}\n\n{examples}\n\n{_POST_PROMPT[answer_style]}"
+    return f"{head}\n\n<context>\n{context}\n</context>\n\nQuestion: {question}"
+
+
+@dataclass(frozen=True)
+class _TaskTexts:
+    short: str
+    instruction: str
+    examples: tuple[tuple[str, str, str, str], ...]  # story, question, label, sentence
+
+
+_POST_PROMPT = {
+    "short": "Answer with the name of the place only.",
+    "sentence": "Answer with one short sentence that names the place.",
+}
+_PROMPTS = {
+    "qa1": _TaskTexts(
+        short="Find the facts about people in the text and answer the question.",
+        instruction=(
+            "The text below mixes unrelated prose with facts about where people go. Use only these "
+            "facts to answer the question. A person is in the place that they went to last."
+        ),
+        examples=(
+            (
+                "Daniel went to the garden. Mary moved to the office.",
+                "Where is Daniel?",
+                "garden",
+                "Daniel is in the garden.",
+            ),
+            (
+                "Sandra moved to the kitchen. John went to the bedroom. "
+                "Sandra journeyed to the hallway.",
+                "Where is Sandra?",
+                "hallway",
+                "Sandra is in the hallway.",
+            ),
+        ),
+    ),
+    "qa2": _TaskTexts(
+        short="Find the facts about people and things in the text and answer the question.",
+        instruction=(
+            "The text below mixes unrelated prose with facts about where people go and what they "
+            "carry. Use only these facts to answer the question. A thing that somebody carries is "
+            "where that person is."
+        ),
+        examples=(
+            (
+                "Mary went to the kitchen. Mary took the milk. John moved to the garden. "
+                "Mary travelled to the office.",
+                "Where is the milk?",
+                "office",
+                "The milk is in the office.",
+            ),
+            (
+                "Daniel grabbed the apple. Sandra went to the hallway. "
+                "Daniel journeyed to the bathroom.",
+                "Where is the apple?",
+                "bathroom",
+                "The apple is in the bathroom.",
+            ),
+        ),
+    ),
+    "qa3": _TaskTexts(
+        short="Find the facts about people and things in the text and answer the question.",
+        instruction=(
+            "The text below mixes unrelated prose with facts about where people go and what they "
+            "carry. Use only these facts to answer the question. Follow the thing from place to "
+            "place, and name the place where it was just before the one that is asked about."
+        ),
+        examples=(
+            (
+                "John went to the bedroom. John got the football. John moved to the kitchen. "
+                "John went to the garden.",
+                "Where was the football before the garden?",
+                "kitchen",
+                "The football was in the kitchen before the garden.",
+            ),
+            (
+                "Mary picked up the milk. Mary travelled to the office. Daniel went to the "
+                "hallway. Mary moved to the bathroom. Mary put down the milk.",
+                "Where was the milk before the bathroom?",
+                "office",
+                "The milk was in the office before the bathroom.",
+            ),
+        ),
+    ),
+}
+
+
+def _part(text: str) -> int:
+    """A number below _HELD_OUT_PARTS that depends on the text alone (hash() is salted)."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % _HELD_OUT_PARTS
+
+
+# --- worlds -------------------------------------------------------------------------------------
+
+
+def _moves_world(asked: int, rng: random.Random) -> World:
+    """qa1: two moves before each question, which is about somebody with a stated location."""
+    facts: list[Fact] = []
+    place: dict[str, tuple[str, int]] = {}
+    while len(facts) < 2 * asked:
+        actor, location = rng.choice(ACTORS), rng.choice(LOCATIONS)
+        if actor in place and place[actor][0] == location:
+            continue
+        place[actor] = (location, len(facts))
+        facts.append(_fact(actor, "move", location, rng))
+    actor = rng.choice(sorted(place))
+    location, index = place[actor]
+    return World(
+        facts=tuple(facts),
+        question=f"Where is {actor}?",
+        answer=location,
+        sentence=f"{actor} is in the {location}.",
+        support=(index,),
+    )
+
+
+def _objects_world(task: str, asked: int, rng: random.Random) -> World:
+    """qa2 and qa3: valid actions at random; a question with p = 1/2 after more than 2 of them."""
+    story = _Story(rng)
+    since_question = 0
+    questions = 0
+    while True:
+        story.act()
+        since_question += 1
+        queries = story.where_is() if task == "qa2" else story.where_was_before()
+        if since_question > 2 and queries and rng.random() < 0.5:
+            questions += 1
+            since_question = 0
+            if questions == asked:
+                return rng.choice(queries)
+
+
+class _Story:
+    """People and objects in rooms; knows what is true and what the statements so far tell."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.facts: list[Fact] = []
+        self.actor_at = {actor: rng.choice(LOCATIONS) for actor in ACTORS}
+        self.object_at = {thing: rng.choice(LOCATIONS) for thing in OBJECTS}
+        self.holder: dict[str, str] = {}
+        # Index of the fact that told each actor's place, and of the last get of each object.
+        self.told: dict[str, int] = {}
+        self.got: dict[str, int] = {}
+        # Known places of each object, repeats collapsed, each with the facts that tell it.
+        self.history: dict[str, list[tuple[str, tuple[int, ...]]]] = {t: [] for t in OBJECTS}
+
+    def act(self) -> None:
+        """Perform one valid action, drawn evenly over kinds until it is valid."""
+        while True:
+            kind = self.rng.choice(("get", "drop", "move"))
+            actor = self.rng.choice(ACTORS)
+            index = len(self.facts)
+            if kind == "move":
+                location = self.rng.choice(LOCATIONS)
+                if self.actor_at[actor] == location:
+                    continue
+                self.actor_at[actor] = location
+                self.told[actor] = index
+                for thing, holder in self.holder.items():
+                    if holder == actor:
+                        self.object_at[thing] = location
+                        self._learn(thing, actor)
+                self.facts.append(_fact(actor, kind, location, self.rng))
+                return
+            thing = self.rng.choice(OBJECTS)
+            if kind == "get":
+                if thing in self.holder or self.object_at[thing] != self.actor_at[actor]:
+                    continue
+                self.holder[thing] = actor
+                self.got[thing] = index
+                self._learn(thing, actor)
+            else:
+                if self.holder.get(thing) != actor:
+                    continue
+                del self.holder[thing]
+            self.facts.append(_fact(actor, kind, thing, self.rng))
+            return
+
+    def _learn(self, thing: str, holder: str) -> None:
+        if holder not in self.told:
+            return
+        known = self.history[thing]
+        location = self.actor_at[holder]
+        if not known or known[-1][0] != location:
+            known.append((location, tuple(sorted((self.got[thing], self.told[holder])))))
+
+    def where_is(self) -> list[World]:
+        """Questions about the place of an object that somebody with a known place holds."""
+        return [
+            World(
+                facts=tuple(self.facts),
+                question=f"Where is the {thing}?",
+                answer=self.actor_at[holder],
+                sentence=f"The {thing} is in the {self.actor_at[holder]}.",
+                support=tuple(sorted((self.got[thing], self.told[holder]))),
+            )
+            for thing, holder in sorted(self.holder.items())
+            if holder in self.told
+        ]
+
+    def where_was_before(self) -> list[World]:
+        """Questions about the place before one that the object was known to be in just once."""
+        queries = []
+        for thing, known in self.history.items():
+            locations = [location for location, _ in known]
+            for before, after in pairwise(known):
+                if locations.count(after[0]) == 1:
+                    queries.append(
+                        World(
+                            facts=tuple(self.facts),
+                            question=f"Where was the {thing} before the {after[0]}?",
+                            answer=before[0],
+                            sentence=f"The {thing} was in the {before[0]} before the {after[0]}.",
+                            support=tuple(sorted({*before[1], *after[1]})),
+                        )
+                    )
+        return queries
+
+
+def _fact(actor: str, action: str, target: str, rng: random.Random) -> Fact:
+    verb = rng.choice({"move": MOVE_VERBS, "get": GET_VERBS, "drop": DROP_VERBS}[action])
+    return Fact(actor, action, target, f"{actor} {verb} the {target}.")
+
+
+# --- context ------------------------------------------------------------------------------------
+
+
+def _fill(
+    world: World,
+    prose: tuple[str, ...],
+    context_tokens: int,
+    rng: random.Random,
+    size: Callable[[str], int],
+    count_tokens: Callable[[str], int],
+) -> list[tuple[str, int | None]]:
+    """Sentences of the context in order, each with its index in world.facts or None."""
+    facts = [fact.text for fact in world.facts]
+    used = sum(size(fact) for fact in facts)
+    start = rng.randrange(len(prose))
+    background: list[str] = []
+    while True:
+        sentence = prose[(start + len(background)) % len(prose)]
+        used += size(sentence)
+        if used > context_tokens:
+            break
+        background.append(sentence)
+    # Gaps with replacement, kept in order: two facts may share one, as in BABILong.
+    gaps = sorted(rng.randint(0, len(background)) for _ in facts)
+    sentences = _interleave(facts, background, gaps)
+    # Sizes do not add up exactly for every tokenizer.
+    while background and count_tokens(" ".join(text for text, _ in sentences)) > context_tokens:
+        background.pop()
+        gaps = [min(gap, len(background)) for gap in gaps]
+        sentences = _interleave(facts, background, gaps)
+    return sentences
+
+
+def _interleave(
+    facts: list[str], background: list[str], gaps: list[int]
+) -> list[tuple[str, int | None]]:
+    """Put fact i before background sentence gaps[i] (after the last one for gaps[i] == len)."""
+    sentences: list[tuple[str, int | None]] = []
+    done = 0
+    for position, sentence in enumerate([*background, None]):
+        upto = bisect_right(gaps, position)
+        sentences += [(facts[index], index) for index in range(done, upto)]
+        done = upto
+        if sentence is not None:
+            sentences.append((sentence, None))
+    return sentences
+
+
+def _conversation(
+    task: str,
+    split: Split,
+    world: World,
+    sentences: list[tuple[str, int | None]],
+    context_tokens: int,
+    count_tokens: Callable[[str], int],
+    answer_style: AnswerStyle,
+) -> dict[str, Any]:
+    context = " ".join(text for text, _ in sentences)
+    prompt = build_prompt(
+        task,
+        context,
+        world.question,
+        full=context_tokens >= FULL_PROMPT_TOKENS,
+        answer_style=answer_style,
+    )
+    offset = prompt.index("<context>\n") + len("<context>\n")
+    starts = [0, *accumulate(len(text) + 1 for text, _ in sentences)]
+    spans = [
+        [offset + start, offset + start + len(text)]
+        for start, (text, index) in zip(starts, sentences, strict=False)
+        if index in world.support
+    ]
+    answer = world.answer if answer_style == "short" else world.sentence
+    return {
+        "messages": [
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": answer},
+        ],
+        "meta": {
+            "task": task,
+            "split": split,
+            "question": world.question,
+            "answer": world.answer,
+            "needles": [prompt[start:end] for start, end in spans],
+            "needle_spans": spans,
+            "facts": [fact.text for fact in world.facts],
+            "context_tokens": count_tokens(context),
+        },
+    }
+
+
+# --- prose --------------------------------------------------------------------------------------
+
+# Letters and light punctuation, and dots inside a name or number; one full stop, at the end.
+_SENTENCE = re.compile(r"[A-Z](?:[A-Za-z0-9 ,;:'()_/-]|\.(?=\w))*\.")
+_SENTENCE_END = re.compile(r"(?<=[a-z0-9)]\.)\s+(?=[A-Z])")
+_BULLET = re.compile(r"^(?:[*+-]|\d+\.)\s+")
+_FOOTNOTE = re.compile(r"\s?\[\d+\]")
+_BROKEN_HYPHEN = re.compile(r"(?<=[a-z]-) (?=[a-z])")
+_PLAIN = str.maketrans({'"': None, "*": None, "`": None, "\u2019": "'"})
+_UNDERLINE = re.compile(r"[*=\-~^\"]{3,}")
+_ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|etc|vs|cf|resp)\.", re.IGNORECASE)
+
+
+def _plain_sentences(text: str) -> Iterator[str]:
+    """Sentences of ordinary words: no headings, grammar, code or reference markup."""
+    for block in re.split(r"\n\s*\n", text):
+        lines = block.strip("\n").split("\n")
+        if any(_UNDERLINE.fullmatch(line.strip()) for line in lines) or "::=" in block:
+            continue  # a heading or a grammar rule
+        # List items are indented like code, but start with a bullet; other indented blocks of the
+        # text are code, or go on with an item. Code does not pass the sentence pattern.
+        paragraph = _BULLET.sub("", " ".join(line.strip() for line in lines).strip())
+        paragraph = _FOOTNOTE.sub("", paragraph).translate(_PLAIN)
+        paragraph = _BROKEN_HYPHEN.sub("", " ".join(paragraph.split()))
+        for sentence in _SENTENCE_END.split(paragraph):
+            words = sentence.split()
+            if (
+                _SENTENCE.fullmatch(sentence)
+                and not _ABBREVIATION.search(sentence)
+                and sentence.count("(") == sentence.count(")")
+                and 6 <= len(words) <= 40
+                and sum(word.strip("(),;:'.").isalpha() for word in words) >= 0.8 * len(words)
+            ):
+                yield sentence

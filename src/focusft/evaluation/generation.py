@@ -1,0 +1,56 @@
+"""Batched greedy generation with ordinary causal attention and a KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def generate_greedily(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[dict[str, str]]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+) -> Iterator[tuple[int, str]]:
+    """Answer conversations, sorted by length so that batches carry little padding.
+
+    Args:
+        model: A causal language model in eval mode.
+        tokenizer: Its tokenizer, with a chat template.
+        prompts: Conversations that end where the assistant is to answer.
+        max_new_tokens: Longest answer in tokens.
+        batch_size: How many conversations are answered at once.
+
+    Yields:
+        The index of the prompt and the text of its answer, without special tokens.
+    """
+    encoded = [
+        tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)
+        for messages in prompts
+    ]
+    order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]["input_ids"]))
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        batch = tokenizer.pad(
+            {"input_ids": [encoded[index]["input_ids"] for index in indices]},
+            padding_side="left",
+            return_tensors="pt",
+        ).to(model.device)
+        with torch.inference_mode():
+            output = model.generate(
+                **batch,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        answers = output[:, batch["input_ids"].shape[1] :]
+        yield from zip(
+            indices, tokenizer.batch_decode(answers, skip_special_tokens=True), strict=True
+        )
