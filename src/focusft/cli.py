@@ -95,7 +95,9 @@ def _add_data_commands(commands: Any) -> None:
     show.add_argument("--mask", action="store_true", help="draw the attention mask as well")
     show.add_argument("--svg", type=Path, help="write the attention mask as a picture")
     show.add_argument(
-        "--context_attention", default="bidirectional", choices=["bidirectional", "causal"],
+        "--context_attention",
+        default="bidirectional",
+        choices=["bidirectional", "causal"],
         help="attention among context tokens, for the mask",
     )
     show.set_defaults(run=_data_show)
@@ -138,8 +140,8 @@ def _chat(options: argparse.Namespace, _: list[str]) -> None:
     from focusft.training.models import load_model, load_tokenizer
 
     _quiet_libraries()
-    tokenizer = load_tokenizer(options.model)
-    model = load_model(options.model)
+    tokenizer: Any = load_tokenizer(options.model)
+    model: Any = load_model(options.model)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     messages: list[dict[str, str]] = []
     print("Write a message; an empty line ends the chat.")

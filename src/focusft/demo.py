@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from focusft.analysis.dilution import measure_dilution
 from focusft.data import ConversationCollator, prepare_dataset
-from focusft.data.synthetic import make_conversations
+from focusft.data.synthetic import Split, make_conversations
 from focusft.evaluation.generation import generate_greedily
 from focusft.evaluation.statistics import wilson_interval
 from focusft.training.config import FocuSFTConfig
@@ -135,7 +135,7 @@ def run_demo(
 
 def _write_data(
     out: Path,
-    split: str,
+    split: Split,
     count: int,
     settings: DemoSettings,
     count_tokens: Callable[[str], int],
@@ -177,7 +177,7 @@ def _measure(
         ):
             answers[index] = answer
             progress.advance(task)
-        total_loss, total_tokens = 0.0, 0
+        total_loss, total_tokens = 0.0, 0.0
         for batch in batches:
             with torch.inference_mode():
                 loss, count = response_loss(model, batch, "causal")

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tests.tiny_models import tiny_model
 
 from focusft.analysis.dilution import measure_dilution
 from focusft.method.masks import dense_mask
 from focusft.method.turns import TurnLayout
+from tests.tiny_models import tiny_model
 
 
 def eager_masses(model, batch, layout, context_attention):

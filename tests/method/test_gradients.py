@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.method.oracle import literal_focusft
-from tests.tiny_models import tiny_model
 
 import focusft
 from focusft.method.fast_weights import initial_fast_weights
+from tests.method.oracle import literal_focusft
+from tests.tiny_models import tiny_model
 
 CONFIG = focusft.FocusConfig(
     num_inner_steps=2, inner_lr=0.3, inner_rank=4, inner_alpha=8, inner_layer_fraction=0.5

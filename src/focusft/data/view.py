@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -18,7 +18,7 @@ _STYLES = {
 }
 
 
-def render_example(tokenizer: PreTrainedTokenizerBase, example: dict[str, Sequence[int]]) -> Text:
+def render_example(tokenizer: PreTrainedTokenizerBase, example: Mapping[str, Sequence[int]]) -> Text:
     """Draw an example.
 
     Args:

@@ -17,7 +17,9 @@ def wilson_interval(right: int, total: int, confidence: float = 0.95) -> tuple[f
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     share = right / total
     centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(
-        share * (1 - share) / total + z * z / (4 * total * total)
+    half = (
+        z
+        / (1 + z * z / total)
+        * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     )
     return max(0.0, centre - half), min(1.0, centre + half)

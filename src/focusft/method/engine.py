@@ -316,9 +316,7 @@ class FocusEngine:
         is_inner_R = PredictedRows.of(targets_BS, call.layout).mask_BS[rows.mask_BS]
         document_of_R = call.layout.document_numbers()[rows.mask_BS][is_inner_R]
         counts_G = document_of_R.bincount(minlength=len(trace.has_targets))
-        sums_G = losses_R.new_zeros(len(counts_G)).index_add(
-            0, document_of_R, losses_R[is_inner_R]
-        )
+        sums_G = losses_R.new_zeros(len(counts_G)).index_add(0, document_of_R, losses_R[is_inner_R])
         return trace.with_final_losses(sums_G / counts_G.clamp(min=1))
 
     def _refuse_reentrant_checkpointing(self) -> None:
@@ -337,9 +335,7 @@ class FocusEngine:
             )
 
 
-def _split_hidden(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Tensor, dict[str, Any]]:
+def _split_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
     """Separate a layer's hidden states [B, S, D] from its other arguments."""
     if args:
         return args[0], dict(kwargs)

@@ -122,9 +122,7 @@ def _clipped_gradients(
     """Gradients with each matrix's norm clipped, and the norm [G] of all before clipping."""
     # B is zero before the first step, and the gradient of A is a multiple of B: zero as well.
     wanted = weights.B if step == 0 else weights.tensors
-    gradients = torch.autograd.grad(
-        losses_G.sum(), wanted, create_graph=config.inner_order == 2
-    )
+    gradients = torch.autograd.grad(losses_G.sum(), wanted, create_graph=config.inner_order == 2)
     if step == 0:
         gradients = tuple(torch.zeros_like(A) for A in weights.A) + gradients
     norms = [torch.linalg.vector_norm(g, dim=(1, 2)) for g in gradients]

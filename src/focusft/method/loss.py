@@ -68,9 +68,7 @@ def token_losses(
 
     if len(targets_R) <= ROWS_PER_CHUNK:
         return chunk_losses(hidden_RD, targets_R)
-    chunks = zip(
-        hidden_RD.split(ROWS_PER_CHUNK), targets_R.split(ROWS_PER_CHUNK), strict=True
-    )
+    chunks = zip(hidden_RD.split(ROWS_PER_CHUNK), targets_R.split(ROWS_PER_CHUNK), strict=True)
     losses = [checkpoint(chunk_losses, h, t, use_reentrant=False) for h, t in chunks]
     return torch.cat(losses)
 

@@ -99,7 +99,8 @@ class FocuSFTConfig(TrainingArguments, FocusConfig):
         return {
             name: value
             for name, value in sorted(values.items())
-            if name not in left_out and isinstance(value, str | int | float | bool | dict | list | None)
+            if name not in left_out
+            and isinstance(value, str | int | float | bool | dict | list | None)
         }
 
 
@@ -252,8 +253,12 @@ def _unknown(name: str, known: Mapping[str, Any]) -> str:
 def _coerce(value: Any, hint: Any) -> Any:
     """Check a YAML value against a type, reading numbers that YAML takes for text (1e-5)."""
     options = _flatten(hint)
-    literals = [choice for option in options for choice in typing.get_args(option)
-                if typing.get_origin(option) is Literal]
+    literals = [
+        choice
+        for option in options
+        for choice in typing.get_args(option)
+        if typing.get_origin(option) is Literal
+    ]
     if value in literals and not isinstance(value, bool):
         return value
     kinds = [typing.get_origin(option) or option for option in options]
@@ -281,8 +286,15 @@ def _coerce(value: Any, hint: Any) -> Any:
         return str(value)
     if literals:
         raise ValueError(f"{value!r} is not one of {', '.join(map(str, literals))}")
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text",
-             dict: "a mapping", list: "a list", types.NoneType: "null"}
+    names = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        dict: "a mapping",
+        list: "a list",
+        types.NoneType: "null",
+    }
     expected = " or ".join(names[kind] for kind in kinds if kind in names)
     raise ValueError(f"{value!r} is not {expected}")
 

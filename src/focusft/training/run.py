@@ -28,7 +28,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         UserError: The data, the model or an option cannot be used, or the loss is not finite.
     """
     started = time.perf_counter()
-    folder = Path(config.output_dir)
+    folder = Path(str(config.output_dir))
     checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
     if checkpoint and not config.resume:
         raise ConfigError(

@@ -59,6 +59,7 @@ class FocuSFTTrainer(Trainer):
             UnsupportedModelError: The model has a part that the method does not cover.
         """
         _refuse_unsupported(args)
+        self.focusft_args = args
         self.focus_config = args.focus_config()
         self.engine: FocusEngine = attach(model, self.focus_config)
         super().__init__(model=model, args=args, **kwargs)
@@ -155,9 +156,9 @@ class FocuSFTTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save a plain Hugging Face checkpoint, with the options as YAML instead of a pickle."""
         super()._save(output_dir, state_dict)
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(str(output_dir or self.args.output_dir))
         (folder / "training_args.bin").unlink(missing_ok=True)
-        options = yaml.safe_dump(self.args.resolved(), sort_keys=True, allow_unicode=True)
+        options = yaml.safe_dump(self.focusft_args.resolved(), sort_keys=True, allow_unicode=True)
         (folder / RESOLVED_CONFIG).write_text(options, encoding="utf-8")
 
     def _keep_trace(self, trace: InnerTrace | None) -> None:
@@ -198,7 +199,7 @@ def response_loss(
     """
     inputs, rows = _without_labels(batch)
     if context_attention == "bidirectional":
-        unwrapped = model.module if hasattr(model, "module") else model
+        unwrapped: Any = model.module if hasattr(model, "module") else model
         layout = TurnLayout.from_batch(batch)
         inputs["attention_mask"] = attention_mask_for(
             unwrapped.config, layout, context_attention, unwrapped.dtype
