@@ -18,7 +18,9 @@ _STYLES = {
 }
 
 
-def render_example(tokenizer: PreTrainedTokenizerBase, example: Mapping[str, Sequence[int]]) -> Text:
+def render_example(
+    tokenizer: PreTrainedTokenizerBase, example: Mapping[str, Sequence[int]]
+) -> Text:
     """Draw an example.
 
     Args:

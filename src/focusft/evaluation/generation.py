@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def generate_greedily(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Any,
+    tokenizer: Any,
     prompts: Sequence[Sequence[dict[str, str]]],
     *,
     max_new_tokens: int,
@@ -28,7 +28,7 @@ def generate_greedily(
     Yields:
         The index of the prompt and the text of its answer, without special tokens.
     """
-    encoded = [
+    encoded: list[Any] = [
         tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)
         for messages in prompts
     ]

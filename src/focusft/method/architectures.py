@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +93,7 @@ def read_architecture(model: nn.Module, config: FocusConfig) -> Architecture:
         )
     # The published rule, int(L * (1 - fraction)), with one layer adapted at the least.
     first_adapted = min(int(len(layers) * (1.0 - config.inner_layer_fraction)), len(layers) - 1)
-    targets = []
+    targets: list[nn.Module] = []
     for index in range(first_adapted, len(layers)):
         targets.extend(_targets(layers[index], index, config.target_modules))
     return Architecture(causal_lm, decoder, layers, first_adapted, norm, head, tuple(targets))
@@ -179,7 +180,7 @@ def _is_linear(module: nn.Module) -> bool:
     return False
 
 
-def _features(module: nn.Module) -> tuple[int, int]:
+def _features(module: Any) -> tuple[int, int]:
     return int(module.in_features), int(module.out_features)
 
 
@@ -190,9 +191,9 @@ def check_replay(architecture: Architecture) -> None:
         UnsupportedModelError: The parts do not reproduce the model's logits.
     """
     model = architecture.model
-    captured: dict[str, object] = {}
+    captured: dict[str, Any] = {}
 
-    def capture(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, object]) -> None:
+    def capture(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
         captured["hidden"] = args[0] if args else kwargs.pop("hidden_states")
         captured["kwargs"] = {k: v for k, v in kwargs.items() if k != "hidden_states"}
 
@@ -202,7 +203,7 @@ def check_replay(architecture: Architecture) -> None:
     model.eval()
     try:
         with torch.no_grad():
-            device = model.get_input_embeddings().weight.device
+            device = model.device
             tokens_1S = torch.arange(1, REPLAY_TOKENS + 1, device=device)[None]
             logits_1SV = model(input_ids=tokens_1S, use_cache=False).logits
             handle.remove()

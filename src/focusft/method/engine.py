@@ -33,7 +33,7 @@ from torch.utils.hooks import RemovableHandle
 from focusft.errors import UnsupportedModelError, UserError
 from focusft.method.architectures import Architecture, check_replay, read_architecture
 from focusft.method.attention import attention_mask_for
-from focusft.method.config import FocusConfig
+from focusft.method.config import ContextAttention, FocusConfig
 from focusft.method.fast_weights import FastWeights, initial_fast_weights
 from focusft.method.inner_loop import InnerTrace, adapt
 from focusft.method.loss import PredictedRows, token_losses
@@ -186,7 +186,7 @@ class FocusEngine:
         kernels = sdpa_kernel(SDPBackend.MATH) if config.inner_order == 2 else nullcontext()
         with torch.enable_grad(), kernels:
             if call.trunk_input is not None:
-                trunk_BSD, layer_kwargs = self._inner_trunk(call)
+                trunk_BSD, layer_kwargs = self._inner_trunk(call, call.trunk_input)
             if config.inner_order == 1:
                 trunk_BSD = trunk_BSD.detach()
             targets_BS = inner_targets(
@@ -260,7 +260,7 @@ class FocusEngine:
         normaliser = len(rows) if call.normaliser is None else call.normaliser
         call.loss = losses_R.sum() / torch.as_tensor(normaliser).clamp(min=1)
         if call.trace is not None:
-            self.trace = self._with_final_losses(call, rows, losses_R.detach())
+            self.trace = self._with_final_losses(call.trace, call, rows, losses_R.detach())
         self._active = None
 
     def _return_loss(
@@ -275,13 +275,15 @@ class FocusEngine:
 
     # Parts of the hooks.
 
-    def _mask(self, layout: TurnLayout, context_attention: str) -> Tensor:
+    def _mask(self, layout: TurnLayout, context_attention: ContextAttention) -> Tensor:
         model = self._architecture.model
         return attention_mask_for(model.config, layout, context_attention, model.dtype)
 
-    def _inner_trunk(self, call: FocusCall) -> tuple[Tensor, dict[str, Any]]:
+    def _inner_trunk(
+        self, call: FocusCall, trunk_input: tuple[Tensor, dict[str, Any]]
+    ) -> tuple[Tensor, dict[str, Any]]:
         """The trunk once more, under the inner loop's own mask."""
-        hidden_BSD, layer_kwargs = call.trunk_input
+        hidden_BSD, layer_kwargs = trunk_input
         call.mask = self._mask(call.layout, self.config.inner_attention)
         layer_kwargs = {**layer_kwargs, "attention_mask": call.mask}
         with torch.set_grad_enabled(self.config.inner_order == 2):
@@ -299,10 +301,10 @@ class FocusEngine:
         return token_losses(hidden_RD, rows.targets_R, self._architecture.logits)
 
     def _with_final_losses(
-        self, call: FocusCall, rows: PredictedRows, losses_R: Tensor
+        self, trace: InnerTrace, call: FocusCall, rows: PredictedRows, losses_R: Tensor
     ) -> InnerTrace:
         """Add the inner loss after the last step, where the outer forward has computed it."""
-        config, trace = self.config, call.trace
+        config = self.config
         is_known = (
             config.inner_step == "fixed"
             and config.inner_objective != "context"
@@ -320,7 +322,7 @@ class FocusEngine:
         return trace.with_final_losses(sums_G / counts_G.clamp(min=1))
 
     def _refuse_reentrant_checkpointing(self) -> None:
-        layer = self._architecture.adapted_layers[0]
+        layer: Any = self._architecture.adapted_layers[0]
         if not layer.gradient_checkpointing:
             return
         if layer._gradient_checkpointing_func.keywords.get("use_reentrant", True):

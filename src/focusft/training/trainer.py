@@ -109,14 +109,15 @@ class FocuSFTTrainer(Trainer):
         """Validation loss per response token of the un-adapted model, under both masks."""
         started = time.perf_counter()
         dataloader = self.get_eval_dataloader(eval_dataset)
-        self.model.eval()
+        model: Any = self.model
+        model.eval()
         device = self.args.device
         totals = torch.zeros(3, dtype=torch.float64, device=device)
         for batch in dataloader:
             inputs = self._prepare_inputs(batch)
             with torch.no_grad(), self.compute_loss_context_manager():
-                causal, count = response_loss(self.model, inputs, "causal")
-                bidirectional, _ = response_loss(self.model, inputs, "bidirectional")
+                causal, count = response_loss(model, inputs, "causal")
+                bidirectional, _ = response_loss(model, inputs, "bidirectional")
             totals += torch.stack([causal.double(), bidirectional.double(), count.double()])
         causal_sum, bidirectional_sum, tokens = (
             self.accelerator.gather(totals[None]).sum(dim=0).tolist()
