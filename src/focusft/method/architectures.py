@@ -17,6 +17,8 @@ from transformers.utils import is_peft_available
 from focusft.errors import UnsupportedModelError
 from focusft.method.config import FocusConfig
 
+# The keyword under which each layer must hand the state of a call on to its attention.
+CALL = "focus_call"
 REPLAY_TOKENS = 8
 REPLAY_TOLERANCE = 1e-4
 
@@ -54,6 +56,11 @@ class Architecture:
         return list(self.layers)[: self.first_adapted]
 
     @property
+    def attentions(self) -> list[nn.Module]:
+        """The attention of each layer with fast weights."""
+        return [dict(layer.named_children())["self_attn"] for layer in self.adapted_layers]
+
+    @property
     def shapes(self) -> list[tuple[int, int]]:
         """(input features, output features) of each adapted linear map."""
         return [_features(module) for module in self.targets]
@@ -61,7 +68,7 @@ class Architecture:
     def logits(self, hidden: Tensor) -> Tensor:
         """The head with the scaling and the soft-cap of the model, [.., D] to [.., V]."""
         logits = self.head(hidden)
-        settings = self.model.config.to_dict()
+        settings = self.model.config.get_text_config(decoder=True).to_dict()
         if settings.get("logits_scaling"):  # Granite
             logits = logits / settings["logits_scaling"]
         if settings.get("logit_scale"):  # Cohere
@@ -95,6 +102,11 @@ def read_architecture(model: nn.Module, config: FocusConfig) -> Architecture:
     first_adapted = min(int(len(layers) * (1.0 - config.inner_layer_fraction)), len(layers) - 1)
     targets: list[nn.Module] = []
     for index in range(first_adapted, len(layers)):
+        if "self_attn" not in dict(layers[index].named_children()):
+            raise UnsupportedModelError(
+                f"{type(causal_lm).__name__}: layer {index} ({type(layers[index]).__name__}) has "
+                "no self_attn; use a model whose layers are attention and MLP, as Llama's are"
+            )
         targets.extend(_targets(layers[index], index, config.target_modules))
     return Architecture(causal_lm, decoder, layers, first_adapted, norm, head, tuple(targets))
 
@@ -139,7 +151,7 @@ def _refuse_unsupported(model: PreTrainedModel) -> None:
 
 def has_sliding_window(config: PreTrainedConfig) -> bool:
     """Tell whether any layer attends to a window of the sequence only."""
-    settings = config.to_dict()
+    settings = config.get_text_config(decoder=True).to_dict()
     layer_types = settings.get("layer_types")
     if layer_types is not None:
         return any(layer_type != "full_attention" for layer_type in layer_types)
@@ -188,37 +200,59 @@ def check_replay(architecture: Architecture) -> None:
     """Run a few tokens through the stock forward and through the parts, and compare.
 
     Raises:
-        UnsupportedModelError: The parts do not reproduce the model's logits.
+        UnsupportedModelError: The parts do not reproduce the model's logits, or its attention
+            does not get what the layers are called with.
     """
     model = architecture.model
+    name = type(model).__name__
     captured: dict[str, Any] = {}
+    attention_kwargs: list[dict[str, Any]] = []
 
     def capture(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
-        captured["hidden"] = args[0] if args else kwargs.pop("hidden_states")
+        captured["hidden"] = args[0] if args else kwargs["hidden_states"]
         captured["kwargs"] = {k: v for k, v in kwargs.items() if k != "hidden_states"}
 
+    def capture_attention(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        attention_kwargs.append(kwargs)
+
     first_layer = architecture.adapted_layers[0]
-    handle = first_layer.register_forward_pre_hook(capture, with_kwargs=True)
-    was_training = model.training
+    handles = [first_layer.register_forward_pre_hook(capture, with_kwargs=True)]
+    for attention in architecture.attentions:
+        handles.append(attention.register_forward_pre_hook(capture_attention, with_kwargs=True))
+    # A part may be in eval mode on purpose, inside a model in training mode.
+    was_training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
             device = model.device
             tokens_1S = torch.arange(1, REPLAY_TOKENS + 1, device=device)[None]
-            logits_1SV = model(input_ids=tokens_1S, use_cache=False).logits
-            handle.remove()
+            logits_1SV = model(input_ids=tokens_1S, use_cache=False, **{CALL: None}).logits
+            for handle in handles:
+                handle.remove()
+            if not all({CALL, "attention_mask"} <= kwargs.keys() for kwargs in attention_kwargs):
+                raise UnsupportedModelError(
+                    f"{name}: its layers do not hand keyword arguments on to their attention, "
+                    "which FocuSFT needs; use another model family"
+                )
             hidden = captured["hidden"]
             for layer in architecture.adapted_layers:
                 hidden = layer(hidden, **captured["kwargs"])
+                if not isinstance(hidden, Tensor):
+                    raise UnsupportedModelError(
+                        f"{name}: {type(layer).__name__} returns more than its hidden states; "
+                        "this architecture needs code of its own"
+                    )
             replayed_1SV = architecture.logits(architecture.norm(hidden))
     finally:
-        handle.remove()
-        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+        for module, training in was_training.items():
+            module.training = training
     largest = logits_1SV.abs().max().item()
     difference = (logits_1SV - replayed_1SV).abs().max().item()
     if not difference <= REPLAY_TOLERANCE * max(largest, 1.0):
         raise UnsupportedModelError(
-            f"{type(model).__name__}: layers, norm and head run one by one give other logits "
-            f"than its own forward (largest difference {difference:.2g}); this architecture "
-            "needs code of its own"
+            f"{name}: layers, norm and head run one by one give other logits than its own "
+            f"forward (largest difference {difference:.2g}); this architecture needs code of "
+            "its own"
         )

@@ -12,6 +12,20 @@ from focusft.method.masks import dense_mask
 from focusft.method.turns import TurnLayout
 
 
+def check_implementation(config: PreTrainedConfig) -> None:
+    """Refuse an attention implementation that does not take a dense mask.
+
+    Raises:
+        UnsupportedModelError: The implementation would drop a custom mask without a word.
+    """
+    implementation = config._attn_implementation
+    if implementation not in ("sdpa", "eager"):
+        raise UnsupportedModelError(
+            f"attn_implementation={implementation!r} ignores custom masks; "
+            "load the model with attn_implementation='sdpa'"
+        )
+
+
 def attention_mask_for(
     config: PreTrainedConfig,
     layout: TurnLayout,
@@ -32,14 +46,9 @@ def attention_mask_for(
     Raises:
         UnsupportedModelError: The implementation would drop a custom mask without a word.
     """
-    implementation = config._attn_implementation
+    check_implementation(config)
     allowed_B1SS = dense_mask(layout, context_attention)
-    if implementation == "sdpa":
+    if config._attn_implementation == "sdpa":
         return allowed_B1SS
-    if implementation == "eager":
-        blocked = torch.finfo(dtype).min
-        return torch.zeros_like(allowed_B1SS, dtype=dtype).masked_fill(~allowed_B1SS, blocked)
-    raise UnsupportedModelError(
-        f"attn_implementation={implementation!r} ignores custom masks; "
-        "load the model with attn_implementation='sdpa'"
-    )
+    blocked = torch.finfo(dtype).min
+    return torch.zeros_like(allowed_B1SS, dtype=dtype).masked_fill(~allowed_B1SS, blocked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal, get_args
 
 from focusft.errors import ConfigError
@@ -72,9 +73,24 @@ class FocusConfig:
             if value not in allowed:
                 choices = ", ".join(map(str, allowed))
                 raise ConfigError(f"{option}: {value!r} is not one of {choices}")
+        for option, kind, name in (
+            ("num_inner_steps", int, "a whole number"),
+            ("inner_rank", int, "a whole number"),
+            ("seed", int, "a whole number"),
+            ("inner_lr", (int, float), "a number"),
+            ("inner_grad_clip", (int, float), "a number"),
+            ("inner_alpha", (int, float), "a number"),
+            ("inner_dropout", (int, float), "a number"),
+            ("inner_layer_fraction", (int, float), "a number"),
+            ("inner_target_modules", str, "text such as 'gate_proj,up_proj,down_proj'"),
+        ):
+            value = vars(self)[option]
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ConfigError(f"{option}: {value!r} must be {name}")
         for option, holds, rule in (
             ("num_inner_steps", self.num_inner_steps >= 0, "0 or more"),
-            ("inner_lr", self.inner_lr > 0, "greater than 0"),
+            ("inner_lr", 0 < self.inner_lr < inf, "greater than 0 and finite"),
+            ("inner_alpha", 0 < self.inner_alpha < inf, "greater than 0 and finite"),
             ("inner_grad_clip", self.inner_grad_clip >= 0, "0 (off) or more"),
             ("inner_rank", self.inner_rank >= 1, "1 or more"),
             ("inner_dropout", 0 <= self.inner_dropout < 1, "at least 0 and below 1"),

@@ -20,6 +20,7 @@ Shapes: B batch, S sequence, D hidden, R rows that predict a labelled token, G d
 
 from __future__ import annotations
 
+import weakref
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -31,16 +32,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
 from focusft.errors import UnsupportedModelError, UserError
-from focusft.method.architectures import Architecture, check_replay, read_architecture
-from focusft.method.attention import attention_mask_for
+from focusft.method.architectures import CALL, Architecture, check_replay, read_architecture
+from focusft.method.attention import attention_mask_for, check_implementation
 from focusft.method.config import ContextAttention, FocusConfig
 from focusft.method.fast_weights import FastWeights, initial_fast_weights
-from focusft.method.inner_loop import InnerTrace, adapt
+from focusft.method.inner_loop import InnerTrace, NonFiniteLossError, adapt
 from focusft.method.loss import PredictedRows, token_losses
 from focusft.method.objectives import inner_targets
 from focusft.method.turns import TurnLayout
 
-CALL = "focus_call"
+# Decoders that carry the hooks of an engine: a second engine would adapt on top of the first.
+_attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 @dataclass
@@ -80,6 +82,7 @@ def attach(model: nn.Module, config: FocusConfig | None = None) -> FocusEngine:
 
     Raises:
         UnsupportedModelError: The model has a part that the method does not cover.
+        UserError: FocuSFT is attached to the model already.
     """
     return FocusEngine(model, config or FocusConfig())
 
@@ -98,22 +101,32 @@ class FocusEngine:
         self.config = config
         self.step = 0
         self.trace: InnerTrace | None = None
-        self._active: FocusCall | None = None
+        # Weak, since a recompute in the backward pass names a call that nothing takes back.
+        self._active: weakref.ref[FocusCall] | None = None
         self._handles: list[RemovableHandle] = []
         if config.is_plain_sft:
             return
         self._architecture = read_architecture(model, config)
+        if self._architecture.decoder in _attached:
+            raise UserError(
+                "attach: FocuSFT is attached to this model already; call detach() on the first "
+                "engine before you attach another"
+            )
+        check_implementation(self._architecture.model.config)
         check_replay(self._architecture)
         self._add_hooks(model, self._architecture)
 
     def detach(self) -> None:
         """Remove every hook: the model is what it was before."""
+        if self._handles:
+            _attached.discard(self._architecture.decoder)
         while self._handles:
             self._handles.pop().remove()
         self._active = None
 
     def _add_hooks(self, model: nn.Module, parts: Architecture) -> None:
         add = self._handles.append
+        _attached.add(parts.decoder)
         add(model.register_forward_pre_hook(self._begin_call, with_kwargs=True))
         add(parts.decoder.register_forward_hook(self._compute_loss, with_kwargs=True))
         add(model.register_forward_hook(self._return_loss, with_kwargs=True))
@@ -124,8 +137,7 @@ class FocusEngine:
             add(first_layer.register_forward_pre_hook(self._keep_trunk_input, with_kwargs=True))
         first_adapted = parts.adapted_layers[0]
         add(first_adapted.register_forward_pre_hook(self._adapt_fast_weights, with_kwargs=True))
-        for layer in parts.adapted_layers:
-            attention = dict(layer.named_children())["self_attn"]
+        for attention in parts.attentions:
             add(attention.register_forward_pre_hook(self._activate_call, with_kwargs=True))
         for index, target in enumerate(parts.targets):
             add(target.register_forward_hook(partial(self._add_fast_weights, index)))
@@ -145,6 +157,7 @@ class FocusEngine:
                 "model(input_ids=..., attention_mask=..., labels=...)"
             )
         self._refuse_reentrant_checkpointing()
+        self._refuse_recorded_states(kwargs)
         layout = TurnLayout.from_batch(
             {**kwargs, "turn_ids": turn_ids_BS}, self.config.context_blocks
         )
@@ -187,6 +200,7 @@ class FocusEngine:
         with torch.enable_grad(), kernels:
             if call.trunk_input is not None:
                 trunk_BSD, layer_kwargs = self._inner_trunk(call, call.trunk_input)
+                call.trunk_input = None
             if config.inner_order == 1:
                 trunk_BSD = trunk_BSD.detach()
             targets_BS = inner_targets(
@@ -233,12 +247,12 @@ class FocusEngine:
                 f"{type(attention).__name__} did not get FocuSFT's attention mask; a hook or "
                 "wrapper (context parallelism?) replaced it"
             )
-        self._active = call
+        self._active = None if call is None else weakref.ref(call)
 
     def _add_fast_weights(
         self, index: int, target: nn.Module, args: tuple[Tensor, ...], output: Tensor
     ) -> Tensor:
-        call = self._active
+        call = None if self._active is None else self._active()
         if call is None or call.fast_weights is None:
             return output
         return output + call.fast_weights.delta(index, args[0]).to(output.dtype)
@@ -260,6 +274,11 @@ class FocusEngine:
         normaliser = len(rows) if call.normaliser is None else call.normaliser
         call.loss = losses_R.sum() / torch.as_tensor(normaliser).clamp(min=1)
         if call.trace is not None:
+            if not losses_R.isfinite().all():
+                raise NonFiniteLossError(
+                    "the loss with adapted fast weights is not finite; lower inner_lr or set "
+                    "inner_step=backtracking"
+                )
             self.trace = self._with_final_losses(call.trace, call, rows, losses_R.detach())
         self._active = None
 
@@ -269,9 +288,11 @@ class FocusEngine:
         call = kwargs.get(CALL)
         if call is None:
             return output
+        # The graph of the loss holds the call, through checkpointed layers: keep no cycle.
+        loss, call.loss = call.loss, None
         if isinstance(output, tuple):
-            return (call.loss, *output)
-        return type(output)(**{**output, "loss": call.loss})
+            return (loss, *output)
+        return type(output)(**{**output, "loss": loss})
 
     # Parts of the hooks.
 
@@ -335,6 +356,19 @@ class FocusEngine:
                 "inner_order=2 needs the activations of the inner loop; "
                 "turn gradient checkpointing off"
             )
+
+    def _refuse_recorded_states(self, kwargs: dict[str, Any]) -> None:
+        """The layers of the inner loop would be recorded between those of the outer one."""
+        config = self._architecture.model.config
+        for option, default in (
+            ("output_hidden_states", config.output_hidden_states),
+            ("output_attentions", config.output_attentions),
+        ):
+            if kwargs.get(option, default) and self.config.num_inner_steps > 0:
+                raise UserError(
+                    f"{option}: a training call would also return what the inner loop's layers "
+                    "computed; ask for it in eval mode or set it to False"
+                )
 
 
 def _split_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:

@@ -94,6 +94,7 @@ class TurnLayout:
         """
         position_ids_BS = batch.get("position_ids")
         if batch.get("turn_ids") is not None:
+            _check_padding(batch["turn_ids"], batch.get("attention_mask"))
             return cls.from_turn_ids(batch["turn_ids"], position_ids_BS, context_blocks)
         if context_blocks == "per_turn":
             raise DataError(
@@ -157,10 +158,20 @@ def _tokens(like_BS: Tensor, attention_mask_BS: Tensor | None) -> Tensor:
         return torch.ones_like(like_BS, dtype=torch.bool)
     if attention_mask_BS.shape != like_BS.shape:
         raise DataError(
-            f"attention_mask: shape {tuple(attention_mask_BS.shape)} is not that of the labels "
+            f"attention_mask: shape {tuple(attention_mask_BS.shape)} is not that of the batch "
             f"{tuple(like_BS.shape)}; pass the 2-D padding mask, FocuSFT builds the 4-D one"
         )
     return attention_mask_BS != 0
+
+
+def _check_padding(turn_ids_BS: Tensor, attention_mask_BS: Tensor | None) -> None:
+    if attention_mask_BS is None:
+        return
+    if not torch.equal(_tokens(turn_ids_BS, attention_mask_BS), turn_ids_BS != 0):
+        raise DataError(
+            "turn_ids: 0 marks padding, but the attention_mask has its zeros elsewhere; give "
+            "every token a turn and every padding position a 0 in both"
+        )
 
 
 def _previous(values_BS: Tensor, fill: int) -> Tensor:

@@ -1,0 +1,220 @@
+"""The trainer: plain SFT, accumulation, saving and resuming."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, Trainer
+
+import focusft
+from focusft.data import ConversationCollator
+from focusft.training.config import FocuSFTConfig
+from focusft.training.trainer import FocuSFTTrainer, response_loss
+from tests.method.test_gradients import conversation
+from tests.tiny_models import tiny_model
+
+
+def dataset(count=12):
+    rows = []
+    for index in range(count):
+        ids, labels = conversation([(6 + index % 5, 3), (4, 2 + index % 3)], seed=index)
+        turns = []
+        for position, label in enumerate(labels.tolist()):
+            is_response = label != -100
+            starts = position == 0 or is_response != (labels[position - 1].item() != -100)
+            number = (abs(turns[-1]) if turns else 0) + starts
+            turns.append(-number if is_response else number)
+        rows.append({"input_ids": ids.tolist(), "labels": labels.tolist(), "turn_ids": turns})
+    return Dataset.from_list(rows)
+
+
+def trainer(folder, model=None, **options):
+    settings = {
+        "output_dir": str(folder),
+        "max_steps": 4,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-3,
+        "inner_lr": 0.1,
+        "inner_rank": 4,
+        "activation_checkpointing": False,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    return FocuSFTTrainer(
+        model=model or tiny_model("llama"),
+        args=FocuSFTConfig(**(settings | options)),
+        train_dataset=dataset(),
+        eval_dataset=dataset(4),
+        data_collator=ConversationCollator(0),
+    )
+
+
+def losses(run):
+    return [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+
+
+def weights(run):
+    return {name: p.detach().clone() for name, p in run.model.named_parameters()}
+
+
+def test_no_inner_step_and_causal_context_is_plain_sft(tmp_path):
+    ours = trainer(tmp_path / "a", num_inner_steps=0, context_attention="causal")
+    plain = trainer(tmp_path / "b", method="sft")
+    ours.train()
+    plain.train()
+    assert losses(ours) == losses(plain)
+    for name, weight in weights(plain).items():
+        assert torch.equal(weights(ours)[name], weight), name
+
+
+def test_attach_without_inner_step_and_causal_context_is_the_stock_model():
+    model = tiny_model("llama").train()
+    ids, labels = conversation([(6, 3), (4, 2)])
+    batch = {"input_ids": ids[None], "labels": labels[None]}
+    stock = model(**batch).loss
+    stock.backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    config = focusft.FocusConfig(num_inner_steps=0, context_attention="causal")
+    engine = focusft.attach(model, config)
+    loss = model(**batch).loss
+    loss.backward()
+    engine.detach()
+    assert torch.equal(loss, stock)
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        assert torch.equal(parameter.grad, gradient)
+
+
+def test_plain_sft_follows_the_stock_trainer(tmp_path):
+    ours = trainer(tmp_path / "a", method="sft")
+    ours.train()
+    stock = Trainer(
+        model=tiny_model("llama"),
+        args=ours.args,
+        train_dataset=dataset().remove_columns("turn_ids"),
+        data_collator=lambda rows: {
+            name: column
+            for name, column in ConversationCollator(0)(
+                [{**row, "turn_ids": row["labels"]} for row in rows]
+            ).items()
+            if name != "turn_ids"
+        },
+    )
+    stock.train()
+    assert losses(ours) == pytest.approx(losses(stock), rel=1e-5)
+
+
+def test_accumulation_equals_one_batch(tmp_path):
+    whole = trainer(tmp_path / "a", per_device_train_batch_size=4)
+    pieces = trainer(tmp_path / "b", per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    whole.train()
+    pieces.train()
+    assert losses(pieces)[0] == pytest.approx(losses(whole)[0], rel=1e-6)
+    assert losses(pieces) == pytest.approx(losses(whole), rel=1e-4)
+
+
+def test_training_learns_and_logs_the_inner_loop(tmp_path):
+    run = trainer(tmp_path, max_steps=30)
+    before = run.evaluate()
+    run.train()
+    after = run.evaluate()
+    assert after["eval_loss"] < before["eval_loss"]
+    assert after["eval_loss_bidirectional"] < before["eval_loss_bidirectional"]
+    line = next(entry for entry in run.state.log_history if "loss" in entry)
+    assert {"inner_loss_0", "inner_loss_1", "inner_loss_2", "inner_steps_raised"} <= set(line)
+    assert line["tokens_per_second"] > line["response_tokens_per_second"] > 0
+
+
+def test_validation_is_that_of_the_unadapted_model(tmp_path):
+    run = trainer(tmp_path)
+    metrics = run.evaluate()
+    model = tiny_model("llama")
+    batch = ConversationCollator(0)(list(dataset(4)))
+    total, count = response_loss(model, batch, "causal")
+    assert metrics["eval_loss"] == pytest.approx((total / count).item(), rel=1e-5)
+    stock = model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        labels=batch["labels"],
+    )
+    assert metrics["eval_loss"] == pytest.approx(stock.loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_the_saved_model_is_vanilla(tmp_path, tied):
+    model = tiny_model("llama", tie_word_embeddings=tied)
+    names = set(model.state_dict())
+    run = trainer(tmp_path, model=model)
+    run.train()
+    run.save_model()
+    loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    assert set(loaded.state_dict()) == names
+    ids, _ = conversation([(6, 3)])
+    with torch.no_grad():
+        ours = run.model.eval()(ids[None]).logits
+        assert torch.equal(loaded.eval()(ids[None]).logits, ours)
+    assert not list(tmp_path.rglob("*.bin"))
+    assert (tmp_path / "focusft_config.yaml").is_file()
+
+
+def test_a_rising_inner_loss_is_named_with_its_mend(tmp_path, caplog):
+    run = trainer(tmp_path, inner_lr=50.0, inner_grad_clip=0.0)
+    run.train()
+    assert run.inner_steps_raised > 0
+    assert "lower inner_lr or set inner_step=backtracking" in caplog.text
+
+
+KILLED = """
+import os
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+import torch
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.use_deterministic_algorithms(True)
+from tests.training.test_trainer import trainer
+run = trainer(Path({folder!r}), max_steps=12, save_strategy="steps", save_steps=2)
+original = run.training_step
+def slow(*args, **kwargs):
+    import time
+    time.sleep(0.3)
+    return original(*args, **kwargs)
+run.training_step = slow
+run.train()
+"""
+
+
+def test_kill_and_resume_gives_the_same_losses(tmp_path):
+    whole = trainer(tmp_path / "whole", max_steps=12)
+    whole.train()
+    folder = tmp_path / "killed"
+    root = os.getcwd()
+    process = subprocess.Popen([sys.executable, "-c", KILLED.format(root=root, folder=str(folder))])
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "checkpoint-4" / "trainer_state.json").is_file():
+            assert process.poll() is None, "the run ended before it was killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    checkpoint = folder / "checkpoint-4"
+    done = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
+    resumed = trainer(folder, max_steps=12)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert done == 4
+    assert losses(resumed) == losses(whole)
+    for name, weight in weights(whole).items():
+        assert torch.equal(weights(resumed)[name], weight), name
