@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from focusft.analysis.dilution import measure_dilution
 from focusft.data import ConversationCollator, prepare_dataset
-from focusft.data.synthetic import Split, make_conversations
+from focusft.data.synthetic import LOCATIONS, Split, make_conversations
 from focusft.evaluation.generation import generate_greedily
 from focusft.evaluation.statistics import wilson_interval
 from focusft.training.config import FocuSFTConfig
@@ -43,13 +43,13 @@ class DemoSettings:
         seed: Of data, fast weights and order.
     """
 
-    train_examples: int = 176
-    held_out_examples: int = 120
+    train_examples: int = 160
+    held_out_examples: int = 100
     probed_examples: int = 24
     context_tokens: int = 90
     batch_size: int = 4
     learning_rate: float = 2e-4
-    inner_lr: float = 0.1
+    inner_lr: float = 0.03
     num_inner_steps: int = 2
     seed: int = 1234
 
@@ -187,6 +187,9 @@ def _measure(
         is_exact_match(answer, row["meta"]["answer"])
         for answer, row in zip(answers, rows, strict=True)
     ]
+    named = [
+        names_only(answer, row["meta"]["answer"]) for answer, row in zip(answers, rows, strict=True)
+    ]
     causal = measure_dilution(model, probed, "causal")
     bidirectional = measure_dilution(model, probed, "bidirectional")
     low, high = wilson_interval(sum(right), len(right))
@@ -194,6 +197,7 @@ def _measure(
         "accuracy": sum(right) / len(right),
         "accuracy_low": low,
         "accuracy_high": high,
+        "accuracy_lenient": sum(named) / len(named),
         "examples": len(right),
         "response_loss": total_loss / total_tokens,
         "sink_mass": causal.sink_mass,
@@ -207,6 +211,12 @@ def _measure(
 def is_exact_match(answer: str, label: str) -> bool:
     """Equal but for surrounding white space, a final full stop and case."""
     return answer.strip().removesuffix(".").casefold() == label.casefold()
+
+
+def names_only(answer: str, label: str) -> bool:
+    """The answer names the label, in whatever sentence, and no other place."""
+    text = answer.casefold()
+    return [place for place in LOCATIONS if place in text] == [label]
 
 
 def _batches(dataset: Any, pad_token_id: int, size: int) -> Iterator[dict[str, Tensor]]:
@@ -242,6 +252,7 @@ def _print_summary(
 
     table.add_row("accuracy, greedy, exact match [95%]", interval(before), interval(after))
     for label, key, form in (
+        ("... or a sentence that names the place", "accuracy_lenient", ".1%"),
         ("loss of a response token", "response_loss", ".3f"),
         ("sink mass, causal context", "sink_mass", ".4f"),
         ("sink mass, bidirectional context", "sink_mass_bidirectional", ".2e"),

@@ -1,0 +1,92 @@
+"""Options from YAML and the command line."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from focusft.errors import ConfigError
+from focusft.training.config import TrainConfig, load_train_config
+
+CONFIGS = sorted(Path("configs").glob("*.yaml"))
+
+
+def test_overrides_win_and_numbers_are_read(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("train_data: a.jsonl\noutput_dir: out\nlearning_rate: 1e-4\ninner_lr: 1\n")
+    config = load_train_config(path, ["--inner_lr=0.1", "--num_train_epochs", "2", "--use_cpu"])
+    assert config.learning_rate == 1e-4
+    assert config.inner_lr == 0.1
+    assert config.num_train_epochs == 2.0
+    assert config.use_cpu is True
+
+
+def test_the_resolved_options_load_again(tmp_path):
+    config = load_train_config(
+        None, ["--train_data", "a", "--output_dir", str(tmp_path), "--use_cpu", "--inner_lr", "0.2"]
+    )
+    path = tmp_path / "resolved.yaml"
+    path.write_text(yaml.safe_dump(config.resolved()))
+    again = load_train_config(path)
+    assert again.resolved() == config.resolved()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_the_recipes_load(path, tmp_path):
+    # bf16 training needs a GPU to be checked by transformers.
+    overrides = ["--output_dir", str(tmp_path), "--use_cpu"]
+    assert isinstance(load_train_config(path, overrides), TrainConfig)
+
+
+BASE = ["--train_data", "a.jsonl", "--output_dir", "out", "--use_cpu"]
+BAD_ARGUMENTS = {
+    "unknown": ([*BASE, "--inner_steps", "2"], "did you mean"),
+    "gone": ([*BASE, "--warmup_ratio", "0.1"], "warmup_steps"),
+    "remote code": ([*BASE, "--trust_remote_code", "true"], "never runs code"),
+    "text for a number": ([*BASE, "--inner_lr", "abc"], "is not a number"),
+    "fraction for a count": ([*BASE, "--inner_rank", "1.5"], "is not a whole number"),
+    "number for a switch": ([*BASE, "--bf16", "7"], "is not true or false"),
+    "choice": ([*BASE, "--inner_objective", "loss"], "is not one of"),
+    "method": ([*BASE, "--method", "dpo"], "is not one of"),
+    "dtype": ([*BASE, "--dtype", "int8"], "is not one of"),
+    "scheduler": ([*BASE, "--lr_scheduler_type", "foo"], "SchedulerType"),
+    "no dashes": (["inner_lr", "1", *BASE], "unexpected 'inner_lr'"),
+    "twice": ([*BASE, "--inner_lr", "1", "--inner_lr", "2"], "twice"),
+    "no data": (["--output_dir", "out"], "train_data: missing"),
+    "no folder": (["--train_data", "a.jsonl"], "output_dir: missing"),
+    "length": ([*BASE, "--max_length", "1"], "max_length"),
+    "negative": ([*BASE, "--num_inner_steps", "-1"], "num_inner_steps"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARGUMENTS)
+def test_bad_arguments_are_one_line(name):
+    arguments, message = BAD_ARGUMENTS[name]
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_train_config(None, arguments)
+    assert "\n" not in str(caught.value)
+
+
+BAD_FILES = {
+    "list": (b"- a\n", "option: value"),
+    "not yaml": (b"a: [1\n", "not valid YAML"),
+    "twice": (b"inner_lr: 1\ninner_lr: 2\n", "twice"),
+    "binary": (b"\xff\xfe\x00", "cannot be read"),
+    "unknown": (b"inner_learning_rate: 1\n", "unknown option"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_files_are_one_line(name, tmp_path):
+    content, message = BAD_FILES[name]
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_train_config(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such file"):
+        load_train_config(Path("nowhere.yaml"))
