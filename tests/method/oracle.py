@@ -47,16 +47,31 @@ def literal_loss(causal_lm, input_ids, labels, mask, keep=lambda position: True)
 
 
 def literal_focusft(
-    causal_lm, layers, input_ids, labels, A0, config, bidirectional=True, inner_keep=None
+    causal_lm,
+    layers,
+    input_ids,
+    labels,
+    A0,
+    config,
+    bidirectional=True,
+    inner_keep=lambda position: True,
+    inner_labels=None,
+    inner_bidirectional=None,
 ):
     """Run one step; return the outer loss, the inner losses and the gradients by name.
 
+    The inner loop may have labels and a mask of its own: then its whole forward does.
     Adds LoraLinear modules and takes them out again before it returns.
     """
     trained = {name: p for name, p in causal_lm.named_parameters() if p.requires_grad}
     targets = config.inner_target_modules.split(",")
     first = int(len(layers) * (1.0 - config.inner_layer_fraction))
     mask = literal_mask(labels.tolist(), causal_lm.dtype, bidirectional)
+    inner_mask = mask
+    if inner_bidirectional is not None:
+        inner_mask = literal_mask(labels.tolist(), causal_lm.dtype, inner_bidirectional)
+    if inner_labels is None:
+        inner_labels = labels
     wrapped, originals = [], []
     for layer in layers[first:]:
         for name in targets:
@@ -70,9 +85,7 @@ def literal_focusft(
     phi = [p for lora in wrapped for p in (lora.A, lora.B)]
     inner_losses = []
     for _ in range(config.num_inner_steps):
-        loss = literal_loss(
-            causal_lm, input_ids, labels, mask, inner_keep or (lambda position: True)
-        )
+        loss = literal_loss(causal_lm, input_ids, inner_labels, inner_mask, inner_keep)
         inner_losses.append(loss.item())
         gradients = torch.autograd.grad(loss, phi)
         with torch.no_grad():

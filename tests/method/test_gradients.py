@@ -5,82 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-import focusft
-from focusft.method.fast_weights import initial_fast_weights
-from tests.method.oracle import literal_focusft
-from tests.tiny_models import tiny_model
-
-CONFIG = focusft.FocusConfig(
-    num_inner_steps=2, inner_lr=0.3, inner_rank=4, inner_alpha=8, inner_layer_fraction=0.5
+from tests.method.helpers import (
+    CONFIG,
+    MULTI_TURN,
+    SINGLE_TURN,
+    TOLERANCE,
+    compare,
+    conversation,
+    gradients_of,
 )
-SINGLE_TURN = [(12, 8)]
-MULTI_TURN = [(9, 4), (5, 3), (1, 6)]
-
-
-def conversation(turns, seed=0, vocabulary=128):
-    """Random tokens with labels on the second of each (context, response) pair of lengths."""
-    generator = torch.Generator().manual_seed(seed)
-    input_ids = torch.randint(3, vocabulary, (sum(map(sum, turns)),), generator=generator)
-    labels, start = input_ids.clone(), 0
-    for context, response in turns:
-        labels[start : start + context] = -100
-        start += context + response
-    return input_ids, labels
-
-
-def phi_0(engine, input_ids, labels):
-    parts = engine._architecture
-    layout = focusft.TurnLayout.from_labels(labels[None])
-    weights = initial_fast_weights(
-        parts.shapes,
-        rank=engine.config.inner_rank,
-        alpha=engine.config.inner_alpha,
-        dropout=0.0,
-        input_ids_BS=input_ids[None],
-        layout=layout,
-        seed=engine.config.seed,
-        step=engine.step,
-        dtype=parts.model.dtype,
-    )
-    return [A[0] for A in weights.A]
-
-
-def gradients_of(model, config, **batch):
-    """Outer loss, trace and gradients by name of one attached call; leaves the model detached."""
-    engine = focusft.attach(model, config)
-    model.train()
-    model.zero_grad()
-    loss = model(**batch).loss
-    loss.backward()
-    engine.detach()
-    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    return loss.item(), engine, gradients
-
-
-def relative_error(actual, expected):
-    assert actual.keys() == {name for name, g in expected.items() if g is not None}
-    difference = sum((actual[name] - expected[name]).square().sum() for name in actual)
-    return (difference / sum(g.square().sum() for g in actual.values())).sqrt().item()
-
-
-def compare(model, config, turns, oracle_config=None):
-    input_ids, labels = conversation(turns)
-    loss, engine, actual = gradients_of(
-        model, config, input_ids=input_ids[None], labels=labels[None]
-    )
-    parts = focusft.method.architectures.read_architecture(model, config)
-    A0 = [] if config.num_inner_steps == 0 else phi_0(engine, input_ids, labels)
-    if not A0:
-        A0 = [torch.zeros(config.inner_rank, features) for features, _ in parts.shapes]
-    expected_loss, inner_losses, expected = literal_focusft(
-        parts.model, parts.layers, input_ids, labels, A0, oracle_config or config
-    )
-    prefix = "base_model.model." if parts.model is not model else ""
-    expected = {prefix + name: gradient for name, gradient in expected.items()}
-    return loss, expected_loss, engine, inner_losses, relative_error(actual, expected)
-
-
-TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-10}
+from tests.tiny_models import tiny_model
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
