@@ -14,7 +14,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
 
 from focusft.analysis.dilution import measure_dilution
 from focusft.data import ConversationCollator, prepare_dataset
@@ -43,12 +51,12 @@ class DemoSettings:
         seed: Of data, fast weights and order.
     """
 
-    train_examples: int = 160
+    train_examples: int = 240
     held_out_examples: int = 100
-    probed_examples: int = 24
-    context_tokens: int = 90
+    probed_examples: int = 16
+    context_tokens: int = 60
     batch_size: int = 4
-    learning_rate: float = 2e-4
+    learning_rate: float = 3e-4
     inner_lr: float = 0.03
     num_inner_steps: int = 2
     seed: int = 1234
@@ -111,7 +119,12 @@ def run_demo(
         data_collator=ConversationCollator(tokenizer.pad_token_id),
         processing_class=tokenizer,
     )
-    trainer.train()
+    # One bar like those of the measurements, instead of a line for each step.
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    with _progress(console) as progress:
+        trainer.add_callback(_ShowSteps(progress))
+        trainer.train()
     trainer.engine.detach()
     train_seconds = time.perf_counter() - training_started
     after = measure("after training")
@@ -129,8 +142,38 @@ def run_demo(
         "versions": versions(),
     }
     write_json(out / "results.json", results)
-    _print_summary(results, out, model_folder, console)
+    print_summary(results, console)
+    console.print(f"results: {out / 'results.json'}\ntrained model: {model_folder}")
+    console.print(f"talk to it: [bold]focusft chat {model_folder}[/bold]", soft_wrap=True)
     return results
+
+
+class _ShowSteps(TrainerCallback):
+    """Shows the steps and the last logged losses on one line."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("training", total=None)
+
+    def on_step_end(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._progress.update(self._task, completed=state.global_step, total=state.max_steps)
+
+    def on_log(
+        self,
+        args: Any,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs and "loss" in logs:
+            adapted, unadapted = logs["loss"], logs["inner_loss_0"]
+            self._progress.update(
+                self._task,
+                description=f"training, loss {unadapted:.2f}, with fast weights {adapted:.2f}",
+            )
 
 
 def _write_data(
@@ -237,9 +280,8 @@ def _progress(console: Console) -> Progress:
     )
 
 
-def _print_summary(
-    results: dict[str, Any], out: Path, model_folder: Path, console: Console
-) -> None:
+def print_summary(results: dict[str, Any], console: Console) -> None:
+    """Print the comparison that a `results.json` of the demo holds."""
     before, after = results["before"], results["after"]
     table = Table(title=f"{results['model']}: {before['examples']} held-out conversations")
     table.add_column("")
@@ -267,5 +309,3 @@ def _print_summary(
     console.print(table)
     seconds = results["seconds"]
     console.print(f"training {seconds['train']:.0f} s, everything {seconds['total']:.0f} s")
-    console.print(f"results: {out / 'results.json'}\ntrained model: {model_folder}")
-    console.print(f"talk to it: [bold]focusft chat {model_folder}[/bold]", soft_wrap=True)

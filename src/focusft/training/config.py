@@ -68,6 +68,8 @@ class FocuSFTConfig(TrainingArguments, FocusConfig):
         if self.method not in ("focusft", "sft"):
             raise ConfigError(f"method: {self.method!r} is not one of focusft, sft")
         FocusConfig.__post_init__(self)
+        # torch warns about pinned memory where there is no GPU to copy it to.
+        self.dataloader_pin_memory &= torch.cuda.is_available()
         TrainingArguments.__post_init__(self)
 
     def focus_config(self) -> FocusConfig:
