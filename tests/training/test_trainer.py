@@ -150,6 +150,21 @@ def test_validation_is_that_of_the_unadapted_model(tmp_path):
     assert metrics["eval_loss"] == pytest.approx(stock.loss.item(), rel=1e-5)
 
 
+def test_packed_documents_do_not_see_each_other_in_plain_sft():
+    model = tiny_model("llama")
+    rows = list(dataset(3))
+    separate = [response_loss(model, ConversationCollator(0)([row]), "causal") for row in rows]
+    packed = {
+        name: torch.cat([torch.tensor(row[name]) for row in rows])[None]
+        for name in ("input_ids", "labels", "turn_ids")
+    }
+    packed["position_ids"] = torch.cat([torch.arange(len(row["labels"])) for row in rows])[None]
+    packed["attention_mask"] = torch.ones_like(packed["labels"])
+    total, count = response_loss(model, packed, "causal")
+    assert count == sum(n for _, n in separate)
+    assert total.item() == pytest.approx(sum(t.item() for t, _ in separate), rel=1e-5)
+
+
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_the_saved_model_is_vanilla(tmp_path, tied):
     model = tiny_model("llama", tie_word_embeddings=tied)

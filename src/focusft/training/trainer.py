@@ -16,7 +16,7 @@ from transformers import Trainer
 
 from focusft.errors import ConfigError, UserError
 from focusft.method.attention import attention_mask_for
-from focusft.method.config import ContextAttention
+from focusft.method.config import ContextAttention, ContextBlocks
 from focusft.method.engine import FocusEngine, attach
 from focusft.method.inner_loop import InnerTrace
 from focusft.method.loss import PredictedRows, plain_response_loss
@@ -77,11 +77,12 @@ class FocuSFTTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The outer loss of one micro-batch, summed and divided by `num_items_in_batch`."""
-        self._window.tokens += inputs["attention_mask"].sum().item()
+        mask_BS = inputs.get("attention_mask")
+        tokens = inputs["input_ids"].numel() if mask_BS is None else mask_BS.sum().item()
+        self._window.tokens += int(tokens)
         self._window.response_tokens += inputs["labels"].ne(-100).sum().item()
         if self.focus_config.is_plain_sft:
-            batch, rows = _without_labels(inputs)
-            total, count = plain_response_loss(model, batch, rows)
+            total, count = response_loss(model, inputs, "causal")
             normaliser = count if num_items_in_batch is None else num_items_in_batch
             loss = total / torch.as_tensor(normaliser).clamp(min=1)
             outputs = None
@@ -116,8 +117,9 @@ class FocuSFTTrainer(Trainer):
         for batch in dataloader:
             inputs = self._prepare_inputs(batch)
             with torch.no_grad(), self.compute_loss_context_manager():
-                causal, count = response_loss(model, inputs, "causal")
-                bidirectional, _ = response_loss(model, inputs, "bidirectional")
+                blocks = self.focus_config.context_blocks
+                causal, count = response_loss(model, inputs, "causal", blocks)
+                bidirectional, _ = response_loss(model, inputs, "bidirectional", blocks)
             totals += torch.stack([causal.double(), bidirectional.double(), count.double()])
         causal_sum, bidirectional_sum, tokens = (
             self.accelerator.gather(totals[None]).sum(dim=0).tolist()
@@ -189,28 +191,29 @@ class FocuSFTTrainer(Trainer):
 
 
 def response_loss(
-    model: nn.Module, batch: dict[str, Tensor], context_attention: ContextAttention
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    context_attention: ContextAttention,
+    context_blocks: ContextBlocks = "merged",
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the response-token losses of the un-adapted model, and their number.
+    """Sum of the response-token losses of the stock model, and their number.
 
     Args:
-        model: A causal language model in eval mode, possibly wrapped.
+        model: A causal language model, possibly wrapped.
         batch: As the trainer takes it.
         context_attention: Attention among context tokens.
+        context_blocks: See `FocusConfig`.
     """
-    inputs, rows = _without_labels(batch)
-    if context_attention == "bidirectional":
+    layout = TurnLayout.from_batch(batch, context_blocks)
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "turn_ids")}
+    is_packed = bool((layout.document_ids_BS > 0).any())
+    # With a padding mask the stock model lets packed documents see each other.
+    if context_attention == "bidirectional" or is_packed:
         unwrapped: Any = model.module if hasattr(model, "module") else model
-        layout = TurnLayout.from_batch(batch)
         inputs["attention_mask"] = attention_mask_for(
             unwrapped.config, layout, context_attention, unwrapped.dtype
         )
-    return plain_response_loss(model, inputs, rows)
-
-
-def _without_labels(batch: dict[str, Tensor]) -> tuple[dict[str, Any], PredictedRows]:
-    inputs = {name: value for name, value in batch.items() if name not in ("labels", "turn_ids")}
-    return inputs, PredictedRows.of(batch["labels"], TurnLayout.from_batch(batch))
+    return plain_response_loss(model, inputs, PredictedRows.of(batch["labels"], layout))
 
 
 def _refuse_unsupported(args: FocuSFTConfig) -> None:
