@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.method.test_gradients import CONFIG, conversation, gradients_of
+from tests.method.helpers import CONFIG, conversation, gradients_of, relative_error
 from tests.tiny_models import tiny_model
 
 CONVERSATIONS = [
@@ -72,8 +72,9 @@ def test_a_batch_is_the_mean_of_single_runs(make, inner_step, steps):
         assert (actual[name] - gradient).norm() / scale < 1e-5, name
 
 
-@pytest.mark.parametrize("steps", [0, 2])
-def test_accumulation_equals_one_batch(steps):
+# float32 rounding differs between batch shapes, and two inner steps amplify it: 1.07e-6 measured.
+@pytest.mark.parametrize(("steps", "limit"), [(0, 1e-6), (2, 2e-6)])
+def test_accumulation_equals_one_batch(steps, limit):
     model = tiny_model("llama")
     config = replace(CONFIG, num_inner_steps=steps)
     total = sum((labels != -100).sum() for _, labels in CONVERSATIONS)
@@ -85,5 +86,4 @@ def test_accumulation_equals_one_batch(steps):
         for name, gradient in gradients.items():
             summed[name] = summed.get(name, 0) + gradient
     _, _, batch = gradients_of(model, config, **padded(), num_items_in_batch=total)
-    for name, gradient in summed.items():
-        assert (batch[name] - gradient).norm() / gradient.norm().clamp(min=1e-8) < 2e-6, name
+    assert relative_error(batch, summed) < limit
