@@ -87,7 +87,15 @@ def compare(model, config, turns, oracle_config=None, **oracle_options):
     return loss, expected_loss, engine, inner_losses, relative_error(actual, expected)
 
 
-TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-10}
+BACKENDS = ["segments", "dense"]
+# Of gradients against the oracle, which has a dense mask. In float32 torch's CPU kernel takes its
+# exponentials with about 20 bits, so two ways through it differ by a little more than one does.
+TOLERANCE = {
+    ("dense", torch.float32): 1e-6,
+    ("segments", torch.float32): 1e-5,
+    ("dense", torch.float64): 1e-10,
+    ("segments", torch.float64): 1e-10,
+}
 
 
 DOCUMENTS = [

@@ -8,6 +8,7 @@ import torch
 import focusft
 from focusft.errors import UnsupportedModelError
 from tests.method.helpers import (
+    BACKENDS,
     CONFIG,
     MULTI_TURN,
     TOLERANCE,
@@ -31,14 +32,16 @@ def config_of(family, **changes):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("family", SUPPORTED)
-def test_gradients_equal_the_literal_algorithm(family, checkpointing, dtype):
+def test_gradients_equal_the_literal_algorithm(family, backend, checkpointing, dtype):
     model = tiny_model(family, dtype=dtype)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    loss, expected_loss, *_, error = compare(model, config_of(family), MULTI_TURN)
-    assert loss == pytest.approx(expected_loss, rel=TOLERANCE[dtype])
-    assert error < TOLERANCE[dtype]
+    config = config_of(family, attention_backend=backend)
+    loss, expected_loss, *_, error = compare(model, config, MULTI_TURN)
+    assert loss == pytest.approx(expected_loss, rel=TOLERANCE[backend, dtype])
+    assert error < TOLERANCE[backend, dtype]
 
 
 @pytest.mark.parametrize("family", SUPPORTED)
@@ -47,7 +50,7 @@ def test_gradients_with_eager_attention_and_every_layer_adapted(family):
     model.set_attn_implementation("eager")
     config = config_of(family, inner_layer_fraction=1.0)
     *_, error = compare(model, config, MULTI_TURN)
-    assert error < TOLERANCE[torch.float64]
+    assert error < TOLERANCE["dense", torch.float64]
 
 
 @pytest.mark.parametrize("family", SUPPORTED)

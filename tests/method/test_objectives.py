@@ -53,7 +53,7 @@ def test_the_last_labelled_turn_is_held_out_even_if_unlabelled_ones_follow():
     assert (targets[0] != -100).nonzero()[:, 0].tolist() == [1, 2, 9]
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp32", "fp64"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_held_out_turns(steps, checkpointing, dtype):
@@ -67,12 +67,12 @@ def test_held_out_turns(steps, checkpointing, dtype):
         MULTI_TURN,
         inner_keep=lambda position: position < last_turn,
     )
-    assert loss == pytest.approx(expected_loss, rel=TOLERANCE[dtype])
-    assert error < TOLERANCE[dtype]
+    assert loss == pytest.approx(expected_loss, rel=TOLERANCE["segments", dtype])
+    assert error < TOLERANCE["segments", dtype]
     assert engine.trace.mean_losses[:-1] == pytest.approx(inner_losses, rel=1e-5)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp32", "fp64"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("fraction", [0.5, 1.0], ids=["trunk", "no trunk"])
 @pytest.mark.parametrize("objective", ["context", "response"])
@@ -91,8 +91,8 @@ def test_an_inner_loop_with_causal_attention(objective, fraction, checkpointing,
         inner_labels=inner_labels if objective == "context" else labels,
         inner_bidirectional=False,
     )
-    assert loss == pytest.approx(expected_loss, rel=TOLERANCE[dtype])
-    assert error < TOLERANCE[dtype]
+    assert loss == pytest.approx(expected_loss, rel=TOLERANCE["segments", dtype])
+    assert error < TOLERANCE["segments", dtype]
     # The loss after the last step is not known: the outer loop has another mask.
     assert engine.trace.mean_losses == pytest.approx(inner_losses, rel=1e-5)
 

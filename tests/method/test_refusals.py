@@ -297,6 +297,7 @@ BAD_VALUES = {
     "context_attention": ["same", "full"],
     "inner_context_attention": ["both"],
     "context_blocks": ["turn"],
+    "attention_backend": ["flash"],
     "seed": [1.5, "a", None],
 }
 

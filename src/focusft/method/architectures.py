@@ -6,7 +6,7 @@ Every assumption made here is checked by replaying a forward pass when FocuSFT i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,8 @@ class Architecture:
         norm: The norm after the last layer.
         head: The output embeddings.
         targets: The linear maps that get fast weights, from the first adapted layer upwards.
+        has_plain_end: The last layer is attention, then MLP, each with a norm before it and a
+            residual around it. Then its MLP can run on some rows only.
     """
 
     model: PreTrainedModel
@@ -44,6 +46,7 @@ class Architecture:
     norm: nn.Module
     head: nn.Module
     targets: tuple[nn.Module, ...]
+    has_plain_end: bool = False
 
     @property
     def adapted_layers(self) -> list[nn.Module]:
@@ -57,13 +60,35 @@ class Architecture:
 
     @property
     def attentions(self) -> list[nn.Module]:
-        """The attention of each layer with fast weights."""
-        return [dict(layer.named_children())["self_attn"] for layer in self.adapted_layers]
+        """The attention of each layer."""
+        return [dict(layer.named_children())["self_attn"] for layer in self.layers]
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
         """(input features, output features) of each adapted linear map."""
         return [_features(module) for module in self.targets]
+
+    def last_layer_on_rows(
+        self, hidden_BSD: Tensor, rows_BS: Tensor, layer_kwargs: dict[str, Any]
+    ) -> Tensor:
+        """The output of the last layer on the rows where `rows_BS` is True, [R, D].
+
+        The other rows count as keys and values of its attention only.
+        """
+        layer: Any = self.layers[-1]
+        if not self.has_plain_end:
+            return layer(hidden_BSD, **layer_kwargs)[rows_BS]
+
+        def run(hidden_BSD: Tensor) -> Tensor:
+            attended_BSD, _ = layer.self_attn(
+                hidden_states=layer.input_layernorm(hidden_BSD), **layer_kwargs
+            )
+            hidden_RD = hidden_BSD[rows_BS] + attended_BSD[rows_BS]
+            return hidden_RD + layer.mlp(layer.post_attention_layernorm(hidden_RD))
+
+        if layer.gradient_checkpointing and layer.training:
+            return layer._gradient_checkpointing_func(run, hidden_BSD)
+        return run(hidden_BSD)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head with the scaling and the soft-cap of the model, [.., D] to [.., V]."""
@@ -100,13 +125,14 @@ def read_architecture(model: nn.Module, config: FocusConfig) -> Architecture:
         )
     # The published rule, int(L * (1 - fraction)), with one layer adapted at the least.
     first_adapted = min(int(len(layers) * (1.0 - config.inner_layer_fraction)), len(layers) - 1)
-    targets: list[nn.Module] = []
-    for index in range(first_adapted, len(layers)):
-        if "self_attn" not in dict(layers[index].named_children()):
+    for index, layer in enumerate(layers):
+        if "self_attn" not in dict(layer.named_children()):
             raise UnsupportedModelError(
-                f"{type(causal_lm).__name__}: layer {index} ({type(layers[index]).__name__}) has "
+                f"{type(causal_lm).__name__}: layer {index} ({type(layer).__name__}) has "
                 "no self_attn; use a model whose layers are attention and MLP, as Llama's are"
             )
+    targets: list[nn.Module] = []
+    for index in range(first_adapted, len(layers)):
         targets.extend(_targets(layers[index], index, config.target_modules))
     return Architecture(causal_lm, decoder, layers, first_adapted, norm, head, tuple(targets))
 
@@ -196,8 +222,14 @@ def _features(module: Any) -> tuple[int, int]:
     return int(module.in_features), int(module.out_features)
 
 
-def check_replay(architecture: Architecture) -> None:
+PLAIN_END = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+
+
+def check_replay(architecture: Architecture) -> Architecture:
     """Run a few tokens through the stock forward and through the parts, and compare.
+
+    Returns:
+        The architecture with `has_plain_end` set where the comparison shows it.
 
     Raises:
         UnsupportedModelError: The parts do not reproduce the model's logits, or its attention
@@ -236,6 +268,7 @@ def check_replay(architecture: Architecture) -> None:
                 )
             hidden = captured["hidden"]
             for layer in architecture.adapted_layers:
+                before_last_layer = hidden
                 hidden = layer(hidden, **captured["kwargs"])
                 if not isinstance(hidden, Tensor):
                     raise UnsupportedModelError(
@@ -243,6 +276,16 @@ def check_replay(architecture: Architecture) -> None:
                         "this architecture needs code of its own"
                     )
             replayed_1SV = architecture.logits(architecture.norm(hidden))
+            has_plain_end = False
+            if {name for name, _ in architecture.layers[-1].named_children()} == PLAIN_END:
+                plain_end = replace(architecture, has_plain_end=True)
+                rows_1S = torch.ones_like(tokens_1S, dtype=torch.bool)
+                row_wise_SD = plain_end.last_layer_on_rows(
+                    before_last_layer, rows_1S, captured["kwargs"]
+                )
+                has_plain_end = torch.allclose(
+                    row_wise_SD, hidden[0], rtol=REPLAY_TOLERANCE, atol=REPLAY_TOLERANCE
+                )
     finally:
         for handle in handles:
             handle.remove()
@@ -256,3 +299,4 @@ def check_replay(architecture: Architecture) -> None:
             f"forward (largest difference {difference:.2g}); this architecture needs code of "
             "its own"
         )
+    return replace(architecture, has_plain_end=has_plain_end)

@@ -13,6 +13,7 @@ InnerContextAttention = Literal["same", "bidirectional", "causal"]
 InnerObjective = Literal["response", "context", "held_out_turns"]
 InnerStep = Literal["fixed", "backtracking"]
 ContextBlocks = Literal["merged", "per_turn"]
+AttentionBackend = Literal["auto", "segments", "flex", "dense"]
 
 
 @dataclass
@@ -41,6 +42,9 @@ class FocusConfig:
             one and its trunk.
         context_blocks: "merged" makes adjacent context turns one bidirectional block (as
             published), "per_turn" keeps one block for each turn. Needs explicit `turn_ids`.
+        attention_backend: How the mask is applied: "segments" by torch's attention kernels turn
+            by turn, without a mask in memory; "flex" by a compiled kernel (GPU); "dense" as an
+            S x S mask. "auto" takes segments, or dense for a model with eager attention.
         seed: Seed of the fast weights' initial values.
     """
 
@@ -58,6 +62,7 @@ class FocusConfig:
     context_attention: ContextAttention = "bidirectional"
     inner_context_attention: InnerContextAttention = "same"
     context_blocks: ContextBlocks = "merged"
+    attention_backend: AttentionBackend = "auto"
     seed: int = 1234
 
     def __post_init__(self) -> None:
@@ -68,6 +73,7 @@ class FocusConfig:
             ("context_attention", get_args(ContextAttention)),
             ("inner_context_attention", get_args(InnerContextAttention)),
             ("context_blocks", get_args(ContextBlocks)),
+            ("attention_backend", get_args(AttentionBackend)),
         ):
             value = vars(self)[option]
             if value not in allowed:

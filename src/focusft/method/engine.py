@@ -21,6 +21,7 @@ Shapes: B batch, S sequence, D hidden, R rows that predict a labelled token, G d
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -33,11 +34,17 @@ from torch.utils.hooks import RemovableHandle
 
 from focusft.errors import UnsupportedModelError, UserError
 from focusft.method.architectures import CALL, Architecture, check_replay, read_architecture
-from focusft.method.attention import attention_mask_for, check_implementation
+from focusft.method.attention import (
+    TurnAttention,
+    check_mask_arrived,
+    install_backend,
+    turn_attention,
+)
 from focusft.method.config import ContextAttention, FocusConfig
 from focusft.method.fast_weights import FastWeights, initial_fast_weights
 from focusft.method.inner_loop import InnerTrace, NonFiniteLossError, adapt
 from focusft.method.loss import PredictedRows, token_losses
+from focusft.method.mask_check import check_masking
 from focusft.method.objectives import inner_targets
 from focusft.method.turns import TurnLayout
 
@@ -53,10 +60,10 @@ class FocusCall:
     labels_BS: Tensor
     layout: TurnLayout
     normaliser: Tensor | int | None
-    mask: Tensor | None = None
     trunk_input: tuple[Tensor, dict[str, Any]] | None = None
     fast_weights: FastWeights | None = None
     is_adapting: bool = False
+    inner_rows_per_document: Sequence[int] = ()
     trace: InnerTrace | None = None
     loss: Tensor | None = None
 
@@ -112,14 +119,22 @@ class FocusEngine:
                 "attach: FocuSFT is attached to this model already; call detach() on the first "
                 "engine before you attach another"
             )
-        check_implementation(self._architecture.model.config)
-        check_replay(self._architecture)
+        model_below = self._architecture.model
+        self._stock_implementation = model_below.config._attn_implementation
+        self.attention_backend = install_backend(model_below, config.attention_backend)
+        try:
+            self._architecture = check_replay(self._architecture)
+            check_masking(model_below, config.context_attention)
+        except UnsupportedModelError:
+            model_below.set_attn_implementation(self._stock_implementation)
+            raise
         self._add_hooks(model, self._architecture)
 
     def detach(self) -> None:
         """Remove every hook: the model is what it was before."""
         if self._handles:
             _attached.discard(self._architecture.decoder)
+            self._architecture.model.set_attn_implementation(self._stock_implementation)
         while self._handles:
             self._handles.pop().remove()
         self._active = None
@@ -130,6 +145,8 @@ class FocusEngine:
         add(model.register_forward_pre_hook(self._begin_call, with_kwargs=True))
         add(parts.decoder.register_forward_hook(self._compute_loss, with_kwargs=True))
         add(model.register_forward_hook(self._return_loss, with_kwargs=True))
+        for attention in parts.attentions:
+            add(attention.register_forward_pre_hook(self._activate_call, with_kwargs=True))
         if self.config.num_inner_steps == 0:
             return
         if self.config.inner_attention != self.config.context_attention:
@@ -137,8 +154,6 @@ class FocusEngine:
             add(first_layer.register_forward_pre_hook(self._keep_trunk_input, with_kwargs=True))
         first_adapted = parts.adapted_layers[0]
         add(first_adapted.register_forward_pre_hook(self._adapt_fast_weights, with_kwargs=True))
-        for attention in parts.attentions:
-            add(attention.register_forward_pre_hook(self._activate_call, with_kwargs=True))
         for index, target in enumerate(parts.targets):
             add(target.register_forward_hook(partial(self._add_fast_weights, index)))
 
@@ -167,14 +182,9 @@ class FocusEngine:
             layout=layout,
             normaliser=kwargs.pop("num_items_in_batch", None),
         )
-        call.mask = self._mask(layout, self.config.context_attention)
         # One row of logits satisfies the stock forward; the loss comes from `_compute_loss`.
-        kwargs |= {
-            "attention_mask": call.mask,
-            "use_cache": False,
-            "logits_to_keep": 1,
-            CALL: call,
-        }
+        kwargs |= {"use_cache": False, "logits_to_keep": 1, CALL: call}
+        kwargs |= self._attention(layout, self.config.context_attention).model_kwargs
         return args, kwargs
 
     def _keep_trunk_input(
@@ -194,7 +204,6 @@ class FocusEngine:
             return
         config, layout = self.config, call.layout
         trunk_BSD, layer_kwargs = _split_hidden(args, kwargs)
-        outer_mask = call.mask
         call.is_adapting = True
         kernels = sdpa_kernel(SDPBackend.MATH) if config.inner_order == 2 else nullcontext()
         with torch.enable_grad(), kernels:
@@ -222,6 +231,7 @@ class FocusEngine:
                 dtype=torch.promote_types(self._architecture.model.dtype, torch.float32),
             )
             counts_G = document_of_R.bincount(minlength=len(initial.documents))
+            call.inner_rows_per_document = counts_G.tolist()
 
             def inner_losses(weights: FastWeights) -> Tensor:
                 call.fast_weights = weights
@@ -230,23 +240,19 @@ class FocusEngine:
                 return sums_G / counts_G.clamp(min=1)
 
             call.fast_weights, call.trace = adapt(initial, inner_losses, counts_G > 0, config)
-        call.mask = outer_mask
         call.is_adapting = False
 
     def _activate_call(
         self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        """Name the call that the fast weights of this layer belong to.
+        """Check the mask, and name the call that the fast weights of this layer belong to.
 
         Attention is the first part of a layer that gets the keyword arguments, in a recompute
         too, and the adapted linear maps follow it.
         """
         call = kwargs.get(CALL)
-        if call is not None and kwargs.get("attention_mask") is not call.mask:
-            raise UnsupportedModelError(
-                f"{type(attention).__name__} did not get FocuSFT's attention mask; a hook or "
-                "wrapper (context parallelism?) replaced it"
-            )
+        if call is not None:
+            check_mask_arrived(attention, kwargs)
         self._active = None if call is None else weakref.ref(call)
 
     def _add_fast_weights(
@@ -255,7 +261,10 @@ class FocusEngine:
         call = None if self._active is None else self._active()
         if call is None or call.fast_weights is None:
             return output
-        return output + call.fast_weights.delta(index, args[0]).to(output.dtype)
+        x = args[0]
+        if x.ndim == 2:  # the last layer of the inner loop
+            return call.fast_weights.add_to_rows(output, index, x, call.inner_rows_per_document)
+        return call.fast_weights.add_to(output, index, x)
 
     def _compute_loss(
         self,
@@ -296,17 +305,16 @@ class FocusEngine:
 
     # Parts of the hooks.
 
-    def _mask(self, layout: TurnLayout, context_attention: ContextAttention) -> Tensor:
-        model = self._architecture.model
-        return attention_mask_for(model.config, layout, context_attention, model.dtype)
+    def _attention(self, layout: TurnLayout, context_attention: ContextAttention) -> TurnAttention:
+        return turn_attention(self._architecture.model, layout, context_attention)
 
     def _inner_trunk(
         self, call: FocusCall, trunk_input: tuple[Tensor, dict[str, Any]]
     ) -> tuple[Tensor, dict[str, Any]]:
         """The trunk once more, under the inner loop's own mask."""
         hidden_BSD, layer_kwargs = trunk_input
-        call.mask = self._mask(call.layout, self.config.inner_attention)
-        layer_kwargs = {**layer_kwargs, "attention_mask": call.mask}
+        attention = self._attention(call.layout, self.config.inner_attention)
+        layer_kwargs = {**layer_kwargs, **attention.model_kwargs}
         with torch.set_grad_enabled(self.config.inner_order == 2):
             for layer in self._architecture.trunk:
                 hidden_BSD = layer(hidden_BSD, **layer_kwargs)
@@ -316,10 +324,11 @@ class FocusEngine:
         self, hidden_BSD: Tensor, layer_kwargs: dict[str, Any], rows: PredictedRows
     ) -> Tensor:
         """Token losses [R] of the layers above the trunk, with the call's fast weights."""
-        for layer in self._architecture.adapted_layers:
+        parts = self._architecture
+        for layer in parts.adapted_layers[:-1]:
             hidden_BSD = layer(hidden_BSD, **layer_kwargs)
-        hidden_RD = self._architecture.norm(hidden_BSD[rows.mask_BS])
-        return token_losses(hidden_RD, rows.targets_R, self._architecture.logits)
+        hidden_RD = parts.norm(parts.last_layer_on_rows(hidden_BSD, rows.mask_BS, layer_kwargs))
+        return token_losses(hidden_RD, rows.targets_R, parts.logits)
 
     def _with_final_losses(
         self, trace: InnerTrace, call: FocusCall, rows: PredictedRows, losses_R: Tensor

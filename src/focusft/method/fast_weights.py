@@ -54,21 +54,65 @@ class FastWeights:
         """The values as constants."""
         return self.with_tensors([t.detach() for t in self.tensors])
 
-    def delta(self, index: int, x_BSI: Tensor) -> Tensor:
-        """What the fast weights add to the output of linear map number `index`, [B, S, O]."""
-        A_GrI = self.A[index].to(x_BSI.dtype)
-        B_GOr = self.B[index].to(x_BSI.dtype)
-        if self.dropout > 0:
-            x_BSI = F.dropout(x_BSI, self.dropout)
-        if self._is_one_document_per_row(x_BSI.shape[0]):
+    def add_to(self, output_BSO: Tensor, index: int, x_BSI: Tensor) -> Tensor:
+        """Add to the output of linear map number `index` what the fast weights make of its input.
+
+        Args:
+            output_BSO: What the linear map returned.
+            index: Number of the linear map.
+            x_BSI: What it was called with.
+        """
+        if self._is_one_document_per_row(len(x_BSI)):
+            x_BSI = self._with_dropout(x_BSI.to(output_BSO.dtype))
+            A_GrI, B_GOr = self.A[index].to(x_BSI.dtype), self.B[index].to(x_BSI.dtype)
             low_rank_BSr = torch.bmm(x_BSI, A_GrI.transpose(1, 2))
-            return self.scaling * torch.bmm(low_rank_BSr, B_GOr.transpose(1, 2))
-        delta_BSO = x_BSI.new_zeros(*x_BSI.shape[:2], B_GOr.shape[1])
-        for document, A_rI, B_Or in zip(self.documents, A_GrI, B_GOr, strict=True):
-            tokens = slice(document.start, document.stop)
-            update_TO = F.linear(F.linear(x_BSI[document.row, tokens], A_rI), B_Or)
-            delta_BSO[document.row, tokens] = self.scaling * update_TO
-        return delta_BSO
+            return torch.baddbmm(
+                output_BSO, low_rank_BSr, B_GOr.transpose(1, 2), alpha=self.scaling
+            )
+        rows = []
+        for row, (output_SO, x_SI) in enumerate(zip(output_BSO, x_BSI, strict=True)):
+            document_numbers, lengths = [], []
+            position = 0
+            for number, document in enumerate(self.documents):
+                if document.row == row:
+                    document_numbers += [None, number]
+                    lengths += [document.start - position, document.stop - document.start]
+                    position = document.stop
+            document_numbers.append(None)
+            lengths.append(len(x_SI) - position)
+            rows.append(self._add_to_pieces(output_SO, index, x_SI, document_numbers, lengths))
+        return torch.stack(rows)
+
+    def add_to_rows(
+        self, output_RO: Tensor, index: int, x_RI: Tensor, rows_per_document: Sequence[int]
+    ) -> Tensor:
+        """Like `add_to`, on some rows only: those of each document, in the documents' order."""
+        numbers = range(len(rows_per_document))
+        return self._add_to_pieces(output_RO, index, x_RI, numbers, rows_per_document)
+
+    def _add_to_pieces(
+        self,
+        output_TO: Tensor,
+        index: int,
+        x_TI: Tensor,
+        document_numbers: Sequence[int | None],
+        lengths: Sequence[int],
+    ) -> Tensor:
+        """`lengths` tokens belong to each document, or to none."""
+        x_TI = self._with_dropout(x_TI.to(output_TO.dtype))
+        A_GrI, B_GOr = self.A[index].to(x_TI.dtype), self.B[index].to(x_TI.dtype)
+        pieces = []
+        for number, output_PO, x_PI in zip(
+            document_numbers, output_TO.split(lengths), x_TI.split(lengths), strict=True
+        ):
+            if number is not None:
+                low_rank_Pr = F.linear(x_PI, A_GrI[number])
+                output_PO = torch.addmm(output_PO, low_rank_Pr, B_GOr[number].T, alpha=self.scaling)
+            pieces.append(output_PO)
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+
+    def _with_dropout(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.dropout > 0 else x
 
     def _is_one_document_per_row(self, batch: int) -> bool:
         return [document.row for document in self.documents] == list(range(batch))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from focusft.errors import ConfigError, UserError
-from focusft.method.attention import attention_mask_for
+from focusft.method.attention import turn_attention
 from focusft.method.config import ContextAttention, ContextBlocks
 from focusft.method.engine import FocusEngine, attach
 from focusft.method.inner_loop import InnerTrace
@@ -210,9 +210,7 @@ def response_loss(
     # With a padding mask the stock model lets packed documents see each other.
     if context_attention == "bidirectional" or is_packed:
         unwrapped: Any = model.module if hasattr(model, "module") else model
-        inputs["attention_mask"] = attention_mask_for(
-            unwrapped.config, layout, context_attention, unwrapped.dtype
-        )
+        inputs |= turn_attention(unwrapped, layout, context_attention).model_kwargs
     return plain_response_loss(model, inputs, PredictedRows.of(batch["labels"], layout))
 
 

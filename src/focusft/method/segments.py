@@ -1,0 +1,185 @@
+"""Segment attention: the mask of `masks.py` through torch's own kernels, without the mask.
+
+Turn by turn: the queries of a context turn see every key from the start of their document to
+the end of the turn, which needs no mask at all. The queries of a response turn see the same keys
+causally; they go in blocks of rows, so that the only mask ever stored is one of [rows, S].
+
+Shapes: B batch, H query heads, G key heads, S sequence, T tokens of one document, D features of
+a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from focusft.method.config import ContextAttention
+from focusft.method.turns import PADDING, TurnLayout
+
+# Response queries of one kernel call.
+ROWS_PER_CALL = 256
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Queries `start` to `stop` (excluded) of a document, which see its keys 0 to `stop`.
+
+    Positions count from the start of the document.
+    """
+
+    start: int
+    stop: int
+    is_causal: bool
+
+
+@dataclass(frozen=True)
+class Span:
+    """A document of a row as its segments, or a stretch of padding, which has none."""
+
+    length: int
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
+class SegmentPlan:
+    """How the attention of one batch is cut into kernel calls.
+
+    Attributes:
+        rows: The spans of each row, in order; together they cover it.
+        causal_rows: Bool [ROWS_PER_CALL, longest document], the last rows of a causal mask. Its
+            lower right corner of any size is the mask of so many queries and keys.
+    """
+
+    rows: tuple[tuple[Span, ...], ...]
+    causal_rows: Tensor
+
+    @classmethod
+    def of(cls, layout: TurnLayout, context_attention: ContextAttention) -> SegmentPlan:
+        """Cut a batch into segments."""
+        is_causal_BS = layout.is_response_BS
+        blocks_BS = layout.block_ids_BS
+        if context_attention == "causal":
+            is_causal_BS = torch.ones_like(is_causal_BS)
+            blocks_BS = layout.document_ids_BS
+        columns = (layout.document_ids_BS, blocks_BS, is_causal_BS)
+        rows = tuple(
+            tuple(_spans(*row))
+            for row in zip(*(column.tolist() for column in columns), strict=True)
+        )
+        longest = max(span.length for spans in rows for span in spans)
+        positions_T = torch.arange(longest, device=blocks_BS.device)
+        last_rows = positions_T[-ROWS_PER_CALL:]
+        return cls(rows, positions_T[None, :] <= last_rows[:, None])
+
+
+def _spans(documents: list[int], blocks: list[int], is_causal: list[bool]) -> Iterator[Span]:
+    for start, stop in _runs(documents):
+        segments = [
+            Segment(first, last, is_causal[start + first])
+            for first, last in _runs(blocks[start:stop])
+        ]
+        is_padding = documents[start] == PADDING
+        yield Span(stop - start, () if is_padding else tuple(segments))
+
+
+def _runs(values: list[int]) -> Iterator[tuple[int, int]]:
+    """Start and end (excluded) of each stretch of equal values."""
+    start = 0
+    for position in range(1, len(values) + 1):
+        if position == len(values) or values[position] != values[start]:
+            yield start, position
+            start = position
+
+
+def segment_attention(
+    query_BHSD: Tensor,
+    key_BGSD: Tensor,
+    value_BGSD: Tensor,
+    plan: SegmentPlan,
+    scaling: float | None,
+    dropout: float,
+) -> Tensor:
+    """Attention under the plan's mask, [B, S, H, D]; zero on padding."""
+    rows = []
+    for row, spans in enumerate(plan.rows):
+        lengths = [span.length for span in spans]
+        pieces: list[Tensor] = []
+        # Split once, so that the gradients of all documents are written in one go.
+        queries, keys, values = (
+            t[row : row + 1].split(lengths, dim=2) for t in (query_BHSD, key_BGSD, value_BGSD)
+        )
+        for query, key, value, span in zip(queries, keys, values, spans, strict=True):
+            pieces += _attend_document(query, key, value, span, plan.causal_rows, scaling, dropout)
+        rows.append(_join([piece.transpose(1, 2) for piece in pieces], dim=1))
+    return _join(rows, dim=0)
+
+
+def _attend_document(
+    query_1HTD: Tensor,
+    key_1GTD: Tensor,
+    value_1GTD: Tensor,
+    span: Span,
+    causal_rows: Tensor,
+    scaling: float | None,
+    dropout: float,
+) -> Iterator[Tensor]:
+    """The output of a document, piece by piece."""
+    attend = partial(_attend, scaling=scaling, dropout=dropout)
+    if not span.segments:
+        yield query_1HTD.new_zeros(*query_1HTD.shape[:3], value_1GTD.shape[3])
+    for segment in span.segments:
+        if not segment.is_causal:
+            keys = slice(segment.stop)
+            queries = query_1HTD[:, :, segment.start : segment.stop]
+            yield attend(queries, key_1GTD[:, :, keys], value_1GTD[:, :, keys])
+        elif segment.start == 0:
+            keys = slice(segment.stop)
+            yield attend(
+                query_1HTD[:, :, keys], key_1GTD[:, :, keys], value_1GTD[:, :, keys], is_causal=True
+            )
+        else:
+            for start in range(segment.start, segment.stop, ROWS_PER_CALL):
+                stop = min(start + ROWS_PER_CALL, segment.stop)
+                mask = causal_rows[start - stop :, causal_rows.shape[1] - stop :]
+                yield attend(
+                    query_1HTD[:, :, start:stop],
+                    key_1GTD[:, :, :stop],
+                    value_1GTD[:, :, :stop],
+                    mask=mask,
+                )
+
+
+def _attend(
+    query_1HQD: Tensor,
+    key_1GKD: Tensor,
+    value_1GKD: Tensor,
+    *,
+    scaling: float | None,
+    dropout: float,
+    mask: Tensor | None = None,
+    is_causal: bool = False,
+) -> Tensor:
+    groups = query_1HQD.shape[1] // key_1GKD.shape[1]
+    if groups > 1 and mask is not None and query_1HQD.is_cuda:
+        # With a mask, the fused CUDA kernels want a key head for each query head.
+        key_1GKD = key_1GKD.repeat_interleave(groups, dim=1)
+        value_1GKD = value_1GKD.repeat_interleave(groups, dim=1)
+    return F.scaled_dot_product_attention(
+        query_1HQD,
+        key_1GKD,
+        value_1GKD,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=is_causal,
+        scale=scaling,
+        enable_gqa=query_1HQD.shape[1] != key_1GKD.shape[1],
+    )
+
+
+def _join(pieces: Sequence[Tensor], dim: int) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces), dim=dim)
