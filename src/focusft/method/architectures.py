@@ -21,6 +21,7 @@ from focusft.method.config import FocusConfig
 CALL = "focus_call"
 REPLAY_TOKENS = 8
 REPLAY_TOLERANCE = 1e-4
+PLAIN_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Architecture:
         norm: The norm after the last layer.
         head: The output embeddings.
         targets: The linear maps that get fast weights, from the first adapted layer upwards.
-        has_plain_end: The last layer is attention, then MLP, each with a norm before it and a
-            residual around it. Then its MLP can run on some rows only.
+        has_plain_layers: A layer is attention, then MLP, each with a norm before it and a
+            residual around it, so that the two can run one without the other.
     """
 
     model: PreTrainedModel
@@ -46,7 +47,7 @@ class Architecture:
     norm: nn.Module
     head: nn.Module
     targets: tuple[nn.Module, ...]
-    has_plain_end: bool = False
+    has_plain_layers: bool = False
 
     @property
     def adapted_layers(self) -> list[nn.Module]:
@@ -64,31 +65,15 @@ class Architecture:
         return [dict(layer.named_children())["self_attn"] for layer in self.layers]
 
     @property
+    def adapts_attention(self) -> bool:
+        """True when fast weights sit inside attention."""
+        inside = {module for attention in self.attentions for module in attention.modules()}
+        return any(target in inside for target in self.targets)
+
+    @property
     def shapes(self) -> list[tuple[int, int]]:
         """(input features, output features) of each adapted linear map."""
         return [_features(module) for module in self.targets]
-
-    def last_layer_on_rows(
-        self, hidden_BSD: Tensor, rows_BS: Tensor, layer_kwargs: dict[str, Any]
-    ) -> Tensor:
-        """The output of the last layer on the rows where `rows_BS` is True, [R, D].
-
-        The other rows count as keys and values of its attention only.
-        """
-        layer: Any = self.layers[-1]
-        if not self.has_plain_end:
-            return layer(hidden_BSD, **layer_kwargs)[rows_BS]
-
-        def run(hidden_BSD: Tensor) -> Tensor:
-            attended_BSD, _ = layer.self_attn(
-                hidden_states=layer.input_layernorm(hidden_BSD), **layer_kwargs
-            )
-            hidden_RD = hidden_BSD[rows_BS] + attended_BSD[rows_BS]
-            return hidden_RD + layer.mlp(layer.post_attention_layernorm(hidden_RD))
-
-        if layer.gradient_checkpointing and layer.training:
-            return layer._gradient_checkpointing_func(run, hidden_BSD)
-        return run(hidden_BSD)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head with the scaling and the soft-cap of the model, [.., D] to [.., V]."""
@@ -102,6 +87,18 @@ class Architecture:
         if soft_cap:
             logits = soft_cap * torch.tanh(logits / soft_cap)
         return logits
+
+
+def attention_part(layer: Any, hidden_BSD: Tensor, layer_kwargs: dict[str, Any]) -> Tensor:
+    """The first half of a plain layer, with its residual."""
+    normed_BSD = layer.input_layernorm(hidden_BSD)
+    attended_BSD, _ = layer.self_attn(hidden_states=normed_BSD, **layer_kwargs)
+    return hidden_BSD + attended_BSD
+
+
+def mlp_part(layer: Any, hidden: Tensor) -> Tensor:
+    """The second half of a plain layer, with its residual."""
+    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
 
 
 def read_architecture(model: nn.Module, config: FocusConfig) -> Architecture:
@@ -222,14 +219,11 @@ def _features(module: Any) -> tuple[int, int]:
     return int(module.in_features), int(module.out_features)
 
 
-PLAIN_END = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-
-
 def check_replay(architecture: Architecture) -> Architecture:
     """Run a few tokens through the stock forward and through the parts, and compare.
 
     Returns:
-        The architecture with `has_plain_end` set where the comparison shows it.
+        The architecture with `has_plain_layers` set where the comparison shows it.
 
     Raises:
         UnsupportedModelError: The parts do not reproduce the model's logits, or its attention
@@ -276,16 +270,7 @@ def check_replay(architecture: Architecture) -> Architecture:
                         "this architecture needs code of its own"
                     )
             replayed_1SV = architecture.logits(architecture.norm(hidden))
-            has_plain_end = False
-            if {name for name, _ in architecture.layers[-1].named_children()} == PLAIN_END:
-                plain_end = replace(architecture, has_plain_end=True)
-                rows_1S = torch.ones_like(tokens_1S, dtype=torch.bool)
-                row_wise_SD = plain_end.last_layer_on_rows(
-                    before_last_layer, rows_1S, captured["kwargs"]
-                )
-                has_plain_end = torch.allclose(
-                    row_wise_SD, hidden[0], rtol=REPLAY_TOLERANCE, atol=REPLAY_TOLERANCE
-                )
+            is_plain = _is_plain(before_last_layer, hidden, layer, captured["kwargs"])
     finally:
         for handle in handles:
             handle.remove()
@@ -299,4 +284,14 @@ def check_replay(architecture: Architecture) -> Architecture:
             f"forward (largest difference {difference:.2g}); this architecture needs code of "
             "its own"
         )
-    return replace(architecture, has_plain_end=has_plain_end)
+    return replace(architecture, has_plain_layers=is_plain)
+
+
+def _is_plain(
+    input_1SD: Tensor, output_1SD: Tensor, layer: nn.Module, layer_kwargs: dict[str, Any]
+) -> bool:
+    if {name for name, _ in layer.named_children()} != PLAIN_PARTS:
+        return False
+    replayed_1SD = mlp_part(layer, attention_part(layer, input_1SD, layer_kwargs))
+    # Granite has the same parts, but scales the residuals.
+    return torch.allclose(replayed_1SD, output_1SD, rtol=REPLAY_TOLERANCE, atol=REPLAY_TOLERANCE)

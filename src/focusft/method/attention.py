@@ -14,7 +14,7 @@ Shapes: B batch, H query heads, G key heads, S sequence, D features of a head.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -57,6 +57,12 @@ class TurnAttention:
     def model_kwargs(self) -> dict[str, Any]:
         """What a model, or one of its layers, is to be called with."""
         return {"attention_mask": self.mask, ATTENTION: self}
+
+    def only(self, rows_BS: Tensor) -> TurnAttention:
+        """The same attention where only some rows are wanted; the others may be anything."""
+        if isinstance(self.kernel, SegmentPlan):
+            return replace(self, kernel=self.kernel.only(rows_BS))
+        return self
 
 
 def install_backend(

@@ -46,6 +46,7 @@ from focusft.method.inner_loop import InnerTrace, NonFiniteLossError, adapt
 from focusft.method.loss import PredictedRows, token_losses
 from focusft.method.mask_check import check_masking
 from focusft.method.objectives import inner_targets
+from focusft.method.top_layers import prepare_top_layers
 from focusft.method.turns import TurnLayout
 
 # Decoders that carry the hooks of an engine: a second engine would adapt on top of the first.
@@ -233,9 +234,17 @@ class FocusEngine:
             counts_G = document_of_R.bincount(minlength=len(initial.documents))
             call.inner_rows_per_document = counts_G.tolist()
 
+            run_top_layers = prepare_top_layers(
+                self._architecture,
+                trunk_BSD,
+                rows.mask_BS,
+                layer_kwargs,
+                keep_history=config.inner_order == 2,
+            )
+
             def inner_losses(weights: FastWeights) -> Tensor:
                 call.fast_weights = weights
-                losses_R = self._top_losses(trunk_BSD, layer_kwargs, rows)
+                losses_R = token_losses(run_top_layers(), rows.targets_R, self._architecture.logits)
                 sums_G = losses_R.new_zeros(len(counts_G)).index_add(0, document_of_R, losses_R)
                 return sums_G / counts_G.clamp(min=1)
 
@@ -319,16 +328,6 @@ class FocusEngine:
             for layer in self._architecture.trunk:
                 hidden_BSD = layer(hidden_BSD, **layer_kwargs)
         return hidden_BSD, layer_kwargs
-
-    def _top_losses(
-        self, hidden_BSD: Tensor, layer_kwargs: dict[str, Any], rows: PredictedRows
-    ) -> Tensor:
-        """Token losses [R] of the layers above the trunk, with the call's fast weights."""
-        parts = self._architecture
-        for layer in parts.adapted_layers[:-1]:
-            hidden_BSD = layer(hidden_BSD, **layer_kwargs)
-        hidden_RD = parts.norm(parts.last_layer_on_rows(hidden_BSD, rows.mask_BS, layer_kwargs))
-        return token_losses(hidden_RD, rows.targets_R, parts.logits)
 
     def _with_final_losses(
         self, trace: InnerTrace, call: FocusCall, rows: PredictedRows, losses_R: Tensor

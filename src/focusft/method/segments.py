@@ -11,7 +11,7 @@ a head.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -27,19 +27,24 @@ ROWS_PER_CALL = 256
 
 @dataclass(frozen=True)
 class Segment:
-    """Queries `start` to `stop` (excluded) of a document, which see its keys 0 to `stop`.
+    """Queries `start` to `stop` (excluded) of a document.
 
-    Positions count from the start of the document.
+    They see its keys 0 to `keys`; where `is_causal`, each those up to itself. Positions count
+    from the start of the document.
     """
 
     start: int
     stop: int
+    keys: int
     is_causal: bool
 
 
 @dataclass(frozen=True)
 class Span:
-    """A document of a row as its segments, or a stretch of padding, which has none."""
+    """A document of a row as its segments, or a stretch of padding, which has none.
+
+    Queries in no segment get zeros.
+    """
 
     length: int
     segments: tuple[Segment, ...]
@@ -76,15 +81,38 @@ class SegmentPlan:
         last_rows = positions_T[-ROWS_PER_CALL:]
         return cls(rows, positions_T[None, :] <= last_rows[:, None])
 
+    def only(self, wanted_BS: Tensor) -> SegmentPlan:
+        """The same plan with each segment cut to the stretch that holds its wanted queries."""
+        rows = []
+        for spans, wanted in zip(self.rows, wanted_BS.tolist(), strict=True):
+            position, cut_spans = 0, []
+            for span in spans:
+                of_span = wanted[position : position + span.length]
+                cut = [_cut(segment, of_span) for segment in span.segments]
+                kept = tuple(segment for segment in cut if segment.start < segment.stop)
+                cut_spans.append(replace(span, segments=kept))
+                position += span.length
+            rows.append(tuple(cut_spans))
+        return replace(self, rows=tuple(rows))
+
 
 def _spans(documents: list[int], blocks: list[int], is_causal: list[bool]) -> Iterator[Span]:
     for start, stop in _runs(documents):
         segments = [
-            Segment(first, last, is_causal[start + first])
+            Segment(first, last, last, is_causal[start + first])
             for first, last in _runs(blocks[start:stop])
         ]
         is_padding = documents[start] == PADDING
         yield Span(stop - start, () if is_padding else tuple(segments))
+
+
+def _cut(segment: Segment, wanted: list[bool]) -> Segment:
+    positions = [i for i in range(segment.start, segment.stop) if wanted[i]]
+    if not positions:
+        return replace(segment, stop=segment.start)
+    stop = positions[-1] + 1
+    keys = stop if segment.is_causal else segment.keys
+    return replace(segment, start=positions[0], stop=stop, keys=keys)
 
 
 def _runs(values: list[int]) -> Iterator[tuple[int, int]]:
@@ -130,28 +158,31 @@ def _attend_document(
 ) -> Iterator[Tensor]:
     """The output of a document, piece by piece."""
     attend = partial(_attend, scaling=scaling, dropout=dropout)
-    if not span.segments:
-        yield query_1HTD.new_zeros(*query_1HTD.shape[:3], value_1GTD.shape[3])
+    position = 0
     for segment in span.segments:
-        if not segment.is_causal:
-            keys = slice(segment.stop)
-            queries = query_1HTD[:, :, segment.start : segment.stop]
-            yield attend(queries, key_1GTD[:, :, keys], value_1GTD[:, :, keys])
-        elif segment.start == 0:
-            keys = slice(segment.stop)
+        if segment.start > position:
+            yield _zeros(query_1HTD, value_1GTD, segment.start - position)
+        position = segment.stop
+        # A whole document without context needs no mask; other causal rows go in blocks.
+        is_whole = not segment.is_causal or segment.start == 0
+        rows_per_call = segment.stop - segment.start if is_whole else ROWS_PER_CALL
+        for start in range(segment.start, segment.stop, rows_per_call):
+            stop = min(start + rows_per_call, segment.stop)
+            keys = stop if segment.is_causal else segment.keys
+            mask = None if is_whole else causal_rows[start - stop :, causal_rows.shape[1] - keys :]
             yield attend(
-                query_1HTD[:, :, keys], key_1GTD[:, :, keys], value_1GTD[:, :, keys], is_causal=True
+                query_1HTD[:, :, start:stop],
+                key_1GTD[:, :, :keys],
+                value_1GTD[:, :, :keys],
+                mask=mask,
+                is_causal=segment.is_causal and is_whole,
             )
-        else:
-            for start in range(segment.start, segment.stop, ROWS_PER_CALL):
-                stop = min(start + ROWS_PER_CALL, segment.stop)
-                mask = causal_rows[start - stop :, causal_rows.shape[1] - stop :]
-                yield attend(
-                    query_1HTD[:, :, start:stop],
-                    key_1GTD[:, :, :stop],
-                    value_1GTD[:, :, :stop],
-                    mask=mask,
-                )
+    if position < span.length:
+        yield _zeros(query_1HTD, value_1GTD, span.length - position)
+
+
+def _zeros(query_1HTD: Tensor, value_1GTD: Tensor, length: int) -> Tensor:
+    return query_1HTD.new_zeros(*query_1HTD.shape[:2], length, value_1GTD.shape[3])
 
 
 def _attend(
