@@ -116,7 +116,6 @@ def run_demo(
         model=model,
         args=args,
         train_dataset=train_set,
-        data_collator=ConversationCollator(tokenizer.pad_token_id),
         processing_class=tokenizer,
     )
     # One bar like those of the measurements, instead of a line for each step.

@@ -138,6 +138,19 @@ def test_collator():
     assert ConversationCollator(0)([short])["input_ids"].shape == (1, 2)
 
 
+def test_packing_collator():
+    short = {"input_ids": [5, 6], "labels": [-100, 6], "turn_ids": [1, -2]}
+    long = {"input_ids": [7, 8, 9], "labels": [-100, -100, 9], "turn_ids": [1, 1, -2]}
+    collate = ConversationCollator(pad_token_id=0, packing=True, pad_to_multiple_of=4)
+    assert {name: value.tolist() for name, value in collate([short, long]).items()} == {
+        "input_ids": [[5, 6, 7, 8, 9, 0, 0, 0]],
+        "attention_mask": [[1, 1, 1, 1, 1, 0, 0, 0]],
+        "position_ids": [[0, 1, 0, 1, 2, 5, 6, 7]],
+        "labels": [[-100, 6, -100, -100, 9, -100, -100, -100]],
+        "turn_ids": [[1, -2, 1, 1, -2, 0, 0, 0]],
+    }
+
+
 def test_pictures(data, tmp_path):
     tokenizer = make_tokenizer("smollm2")
     message = {"role": "assistant", "content": "b"}

@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, Trainer
 
 import focusft
-from focusft.data import ConversationCollator
+from focusft.data import ConversationCollator, LengthBucketedSampler
 from focusft.training.config import FocuSFTConfig
 from focusft.training.trainer import FocuSFTTrainer, response_loss
 from tests.method.test_gradients import conversation
@@ -55,7 +55,6 @@ def trainer(folder, model=None, **options):
         args=FocuSFTConfig(**(settings | options)),
         train_dataset=dataset(),
         eval_dataset=dataset(4),
-        data_collator=ConversationCollator(0),
     )
 
 
@@ -67,9 +66,11 @@ def weights(run):
     return {name: p.detach().clone() for name, p in run.model.named_parameters()}
 
 
-def test_no_inner_step_and_causal_context_is_plain_sft(tmp_path):
-    ours = trainer(tmp_path / "a", num_inner_steps=0, context_attention="causal")
-    plain = trainer(tmp_path / "b", method="sft")
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+def test_no_inner_step_and_causal_context_is_plain_sft(tmp_path, packing):
+    causal = {"num_inner_steps": 0, "context_attention": "causal", "packing": packing}
+    ours = trainer(tmp_path / "a", **causal)
+    plain = trainer(tmp_path / "b", method="sft", packing=packing)
     ours.train()
     plain.train()
     assert losses(ours) == losses(plain)
@@ -96,7 +97,9 @@ def test_attach_without_inner_step_and_causal_context_is_the_stock_model():
 
 
 def test_plain_sft_follows_the_stock_trainer(tmp_path):
-    ours = trainer(tmp_path / "a", method="sft")
+    ours = trainer(
+        tmp_path / "a", method="sft", packing=False, train_sampling_strategy="sequential"
+    )
     ours.train()
     stock = Trainer(
         model=tiny_model("llama"),
@@ -112,6 +115,55 @@ def test_plain_sft_follows_the_stock_trainer(tmp_path):
     )
     stock.train()
     assert losses(ours) == pytest.approx(losses(stock), rel=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "sft"}], ids=["focusft", "sft"])
+def test_packed_rows_train_like_padded_ones(tmp_path, options):
+    runs = [
+        trainer(
+            tmp_path / str(packing),
+            packing=packing,
+            train_sampling_strategy="sequential",
+            **options,
+        )
+        for packing in (True, False)
+    ]
+    shapes = []
+    for run in runs:
+        batch = next(iter(run.get_train_dataloader()))
+        shapes.append(tuple(batch["input_ids"].shape))
+        assert ("attention_mask" in batch) and batch["attention_mask"].any()
+        run.train()
+    (packed_rows, packed_length), (padded_rows, padded_length) = shapes
+    assert (packed_rows, padded_rows) == (1, 2)
+    assert packed_length < 2 * padded_length
+    assert losses(runs[0]) == pytest.approx(losses(runs[1]), rel=1e-4)
+    assert losses(runs[0])[0] == pytest.approx(losses(runs[1])[0], rel=1e-5)
+
+
+def test_padded_batches_hold_examples_of_similar_length(tmp_path):
+    rows = Dataset.from_list(list(dataset(12)) * 20)
+    padding = {}
+    for strategy in ("random", "sequential"):
+        run = trainer(tmp_path, packing=False, train_sampling_strategy=strategy)
+        run.train_dataset = rows
+        masks = [batch["attention_mask"] for batch in run.get_train_dataloader()]
+        assert sum(mask.sum() for mask in masks) == sum(map(len, rows["input_ids"]))
+        padding[strategy] = sum((mask == 0).sum() for mask in masks)
+    assert padding["random"] < 0.2 * padding["sequential"]
+
+
+def test_the_order_by_length_changes_with_the_epoch_and_the_seed_only():
+    lengths = [3 + index % 17 for index in range(100)]
+
+    def order(seed, epoch):
+        sampler = LengthBucketedSampler(lengths, 4, seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(0, 1) == order(0, 1)
+    assert sorted(order(0, 1)) == list(range(100))
+    assert len({tuple(order(seed, epoch)) for seed in (0, 5) for epoch in (0, 1)}) == 4
 
 
 def test_accumulation_equals_one_batch(tmp_path):
@@ -181,6 +233,7 @@ def test_the_saved_model_is_vanilla(tmp_path, tied):
         assert torch.equal(loaded.eval()(ids[None]).logits, ours)
     assert not list(tmp_path.rglob("*.bin"))
     assert (tmp_path / "focusft_config.yaml").is_file()
+    assert "focusft" not in (tmp_path / "config.json").read_text()
 
 
 def test_a_rising_inner_loss_is_named_with_its_mend(tmp_path, caplog):

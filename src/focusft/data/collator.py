@@ -1,4 +1,4 @@
-"""Tokenised examples -> a right-padded batch.
+"""Tokenised examples -> one packed row, or a right-padded batch.
 
 Shapes: B batch, S sequence.
 """
@@ -17,14 +17,17 @@ from focusft.data.chat import IGNORED
 
 @dataclass(frozen=True)
 class ConversationCollator:
-    """Pads examples on the right to the longest one.
+    """Puts examples one behind the other in one row, or pads them on the right.
 
     Attributes:
         pad_token_id: Id of padding.
+        packing: One row without padding, B = 1; positions start again at 0 with each example,
+            which keeps their attention and their fast weights apart.
         pad_to_multiple_of: Round S up to a multiple of this.
     """
 
     pad_token_id: int
+    packing: bool = False
     pad_to_multiple_of: int | None = None
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -35,22 +38,29 @@ class ConversationCollator:
 
         Returns:
             int64 tensors [B, S]: `input_ids`, `attention_mask` (0 on padding), `position_ids`
-            (0, 1, ... in each row), `labels` (-100 on padding), `turn_ids` (0 on padding).
+            (0, 1, ... in each example), `labels` (-100 on padding), `turn_ids` (0 on padding).
         """
-        length = max(len(example["input_ids"]) for example in examples)
+        rows = [
+            {
+                "input_ids": list(example["input_ids"]),
+                "labels": list(example["labels"]),
+                "turn_ids": list(example["turn_ids"]),
+                "position_ids": list(range(len(example["input_ids"]))),
+            }
+            for example in examples
+        ]
+        if self.packing:
+            rows = [{name: [x for row in rows for x in row[name]] for name in rows[0]}]
+        length = max(len(row["input_ids"]) for row in rows)
         if self.pad_to_multiple_of is not None:
             length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        ones = [[1] * len(example["input_ids"]) for example in examples]
-
-        def column(name: str, fill: int) -> Tensor:
-            return _pad([example[name] for example in examples], length, fill)
-
-        return {
-            "input_ids": column("input_ids", self.pad_token_id),
-            "attention_mask": _pad(ones, length, 0),
-            "position_ids": torch.arange(length).repeat(len(examples), 1),
-            "labels": column("labels", IGNORED),
-            "turn_ids": column("turn_ids", 0),
+        fill = {"input_ids": self.pad_token_id, "labels": IGNORED, "turn_ids": 0}
+        batch = {name: _pad([row[name] for row in rows], length, fill[name]) for name in fill}
+        # Padding goes on counting, so that it does not look like further documents.
+        positions = [[*row["position_ids"], *range(len(row["input_ids"]), length)] for row in rows]
+        return batch | {
+            "position_ids": torch.tensor(positions),
+            "attention_mask": _pad([[1] * len(row["input_ids"]) for row in rows], length, 0),
         }
 
 

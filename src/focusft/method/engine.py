@@ -100,19 +100,31 @@ class FocusEngine:
 
     Attributes:
         config: Options of the method.
+        attention_backend: "segments", "flex" or "dense"; "stock" for plain SFT without hooks.
         step: Number of the optimizer step; changes the initial fast weights. A trainer sets it
             before each step, so that a resumed run draws the same ones.
         trace: What the inner loop did in the last training call.
     """
 
-    def __init__(self, model: nn.Module, config: FocusConfig) -> None:
+    def __init__(
+        self, model: nn.Module, config: FocusConfig, *, keep_plain_sft_stock: bool = True
+    ) -> None:
+        """Attach to the model; see `attach`.
+
+        Args:
+            model: As for `attach`.
+            config: Options of the method.
+            keep_plain_sft_stock: Add no hook where K = 0 and context is causal. Without it, plain
+                SFT too goes turn by turn and computes the logits of response rows only.
+        """
         self.config = config
         self.step = 0
         self.trace: InnerTrace | None = None
         # Weak, since a recompute in the backward pass names a call that nothing takes back.
         self._active: weakref.ref[FocusCall] | None = None
         self._handles: list[RemovableHandle] = []
-        if config.is_plain_sft:
+        self.attention_backend = "stock"
+        if config.is_plain_sft and keep_plain_sft_stock:
             return
         self._architecture = read_architecture(model, config)
         if self._architecture.decoder in _attached:

@@ -46,6 +46,14 @@ class FocuSFTConfig(TrainingArguments, FocusConfig):
         default="focusft",
         metadata={"help": "focusft, or sft: plain supervised fine-tuning in the same trainer."},
     )
+    packing: bool = field(
+        default=True,
+        metadata={
+            "help": "Put the examples of a micro-batch one behind the other in one row instead of "
+            "padding them; each keeps its own attention, fast weights and inner loss. Without it, "
+            "batches are padded and hold examples of similar length."
+        },
+    )
     num_train_epochs: float = 5
     per_device_train_batch_size: int = 1
     per_device_eval_batch_size: int = 4

@@ -10,7 +10,7 @@ from rich.console import Console
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from focusft.data import ConversationCollator, prepare_dataset
+from focusft.data import prepare_dataset
 from focusft.errors import ConfigError
 from focusft.training.config import TrainConfig
 from focusft.training.models import load_model, load_tokenizer
@@ -61,9 +61,9 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         args=config,
         train_dataset=datasets["train"],
         eval_dataset=datasets.get("val"),
-        data_collator=ConversationCollator(tokenizer.pad_token_id),
         processing_class=tokenizer,
     )
+    console.print(f"attention: {trainer.engine.attention_backend}")
     if checkpoint:
         console.print(f"going on from {checkpoint}", soft_wrap=True)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -74,6 +74,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         "inner_steps_watched": trainer.inner_steps_watched,
         "inner_steps_raised": trainer.inner_steps_raised,
         "seconds": time.perf_counter() - started,
+        "attention_backend": trainer.engine.attention_backend,
         "resumed_from": checkpoint,
         "data": {split: report.to_dict() for split, report in reports.items()},
         "log": trainer.state.log_history,

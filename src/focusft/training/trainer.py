@@ -14,10 +14,11 @@ import yaml
 from torch import Tensor, nn
 from transformers import Trainer
 
+from focusft.data import ConversationCollator, LengthBucketedSampler
 from focusft.errors import ConfigError, UserError
 from focusft.method.attention import turn_attention
 from focusft.method.config import ContextAttention, ContextBlocks
-from focusft.method.engine import FocusEngine, attach
+from focusft.method.engine import FocusEngine
 from focusft.method.inner_loop import InnerTrace
 from focusft.method.loss import PredictedRows, plain_response_loss
 from focusft.method.turns import TurnLayout
@@ -45,7 +46,8 @@ class _Window:
 class FocuSFTTrainer(Trainer):
     """Bilevel SFT (arXiv 2605.09932, algorithm 1) in the trainer of transformers.
 
-    Batches hold input_ids, attention_mask and labels, and optionally position_ids and turn_ids.
+    Batches hold input_ids, attention_mask and labels, and optionally position_ids and turn_ids;
+    without a collator of their own, rows with input_ids, labels and turn_ids are packed.
     The loss is the sum over the response tokens of all micro-batches and ranks divided by their
     number. Validation losses are those of the un-adapted model: `eval_loss` with causal
     attention, `eval_loss_bidirectional` with the mask of training.
@@ -61,7 +63,13 @@ class FocuSFTTrainer(Trainer):
         _refuse_unsupported(args)
         self.focusft_args = args
         self.focus_config = args.focus_config()
-        self.engine: FocusEngine = attach(model, self.focus_config)
+        # Packed rows need their documents kept apart in plain SFT as well.
+        self._is_stock = self.focus_config.is_plain_sft and not args.packing
+        self.engine = FocusEngine(model, self.focus_config, keep_plain_sft_stock=self._is_stock)
+        if kwargs.get("data_collator") is None:
+            kwargs["data_collator"] = ConversationCollator(
+                _pad_token_id(model, kwargs.get("processing_class")), packing=args.packing
+            )
         super().__init__(model=model, args=args, **kwargs)
         # The loss below takes num_items_in_batch, whatever the model's own forward does.
         self.model_accepts_loss_kwargs = True
@@ -81,7 +89,7 @@ class FocuSFTTrainer(Trainer):
         tokens = inputs["input_ids"].numel() if mask_BS is None else mask_BS.sum().item()
         self._window.tokens += int(tokens)
         self._window.response_tokens += inputs["labels"].ne(-100).sum().item()
-        if self.focus_config.is_plain_sft:
+        if self._is_stock:
             total, count = response_loss(model, inputs, "causal")
             normaliser = count if num_items_in_batch is None else num_items_in_batch
             loss = total / torch.as_tensor(normaliser).clamp(min=1)
@@ -100,6 +108,18 @@ class FocuSFTTrainer(Trainer):
             # DDP averages gradients over ranks; the normaliser already counts all of them.
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        if self.focusft_args.packing or self.args.train_sampling_strategy != "random":
+            return super()._get_train_sampler(train_dataset)
+        return LengthBucketedSampler(
+            [len(ids) for ids in dataset["input_ids"]],
+            self.args.train_batch_size
+            * self.args.gradient_accumulation_steps
+            * self.args.world_size,
+            self.args.data_seed or self.args.seed,
+        )
 
     def evaluate(
         self,
@@ -212,6 +232,14 @@ def response_loss(
         unwrapped: Any = model.module if hasattr(model, "module") else model
         inputs |= turn_attention(unwrapped, layout, context_attention).model_kwargs
     return plain_response_loss(model, inputs, PredictedRows.of(batch["labels"], layout))
+
+
+def _pad_token_id(model: Any, tokenizer: Any) -> int:
+    """Any id will do: padding is masked."""
+    for source in (tokenizer, model.config):
+        if source is not None and source.pad_token_id is not None:
+            return int(source.pad_token_id)
+    return 0
 
 
 def _refuse_unsupported(args: FocuSFTConfig) -> None:
