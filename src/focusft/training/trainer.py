@@ -113,12 +113,13 @@ class FocuSFTTrainer(Trainer):
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         if self.focusft_args.packing or self.args.train_sampling_strategy != "random":
             return super()._get_train_sampler(train_dataset)
+        args = self.args
         return LengthBucketedSampler(
             [len(ids) for ids in dataset["input_ids"]],
             self.args.train_batch_size
             * self.args.gradient_accumulation_steps
             * self.args.world_size,
-            self.args.data_seed or self.args.seed,
+            args.data_seed or args.seed,
         )
 
     def evaluate(
