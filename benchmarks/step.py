@@ -1,88 +1,122 @@
-"""Time a training step: FocuSFT beside K = 0 and plain SFT, alternating in one process.
+"""Time a training step: FocuSFT beside the published procedure, K = 0, plain SFT and TRL.
 
-python -m benchmarks.step --model smollm2 --length 1024 --json out.json
+python -m benchmarks.step --model smollm2 --length 2048 --json out.json
+
+Every trainer has a process of its own. They step in turn, optimizer included, on the same example
+with the same settings; ratios are medians over the rounds. The peak memory is that of the process.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
+import json
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
-import focusft
-from focusft.method.loss import PredictedRows, plain_response_loss
+from benchmarks.efficiency import efficiency
+from benchmarks.workers import Worker, alternate, median_ratio, medians
 from focusft.training.models import load_model
 from focusft.training.provenance import versions, write_json
 
+# Name of a trainer -> options of benchmarks.worker.
+TRAINERS = {
+    "sft": ["--variant", "sft"],
+    "k0": ["--variant", "k0"],
+    "ours": ["--variant", "ours"],
+    "ours_checkpointed": ["--variant", "ours", "--checkpointing"],
+    "published": ["--variant", "published"],
+    "published_checkpointed": ["--variant", "published", "--checkpointing"],
+    "trl_sft": ["--variant", "trl_sft"],
+}
+RATIOS = {
+    "published_over_ours": ("published", "ours"),
+    "published_over_ours_checkpointed": ("published_checkpointed", "ours_checkpointed"),
+    "published_over_ours_default": ("published_checkpointed", "ours"),
+    "ours_over_k0": ("ours", "k0"),
+    "ours_over_sft": ("ours", "sft"),
+    "ours_over_trl_sft": ("ours", "trl_sft"),
+    "sft_over_trl_sft": ("sft", "trl_sft"),
+}
+
 
 def main() -> None:
-    """Measure and print medians and ratios."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--length", type=int, default=1024, help="tokens of the example")
     parser.add_argument("--response", type=int, default=64, help="labelled tokens at its end")
     parser.add_argument("--num_inner_steps", type=int, default=2)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--autocast", action="store_true", help="bf16 autocast, for all")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds after one warm-up")
+    parser.add_argument(
+        "--trainers", default=",".join(TRAINERS), help="comma-separated, of those named here"
+    )
+    parser.add_argument(
+        "--checkout", type=Path, help="time this checkout of the authors' code as 'published'"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
-    model = load_model(options.model, dtype="float32").train()
-    generator = torch.Generator().manual_seed(0)
-    input_ids = torch.randint(
-        model.config.vocab_size, (1, options.length), generator=generator, dtype=torch.long
-    )
-    labels = input_ids.clone()
-    labels[:, : -options.response] = -100
-    batch = {"input_ids": input_ids, "labels": labels}
-
-    def attached_step(num_inner_steps: int) -> None:
-        config = focusft.FocusConfig(num_inner_steps=num_inner_steps, inner_lr=0.1)
-        engine = focusft.attach(model, config)
-        started = time.perf_counter()
-        model(**batch).loss.backward()
-        seconds[f"k{num_inner_steps}"].append(time.perf_counter() - started)
-        engine.detach()
-
-    def sft_step() -> None:
-        started = time.perf_counter()
-        rows = PredictedRows.of(labels, focusft.TurnLayout.from_labels(labels))
-        total, count = plain_response_loss(model, {"input_ids": input_ids}, rows)
-        (total / count).backward()
-        seconds["sft"].append(time.perf_counter() - started)
-
-    ours = f"k{options.num_inner_steps}"
-    seconds: dict[str, list[float]] = {"sft": [], "k0": [], ours: []}
-    for round_number in range(options.rounds + 1):
-        sft_step()
-        attached_step(0)
-        attached_step(options.num_inner_steps)
-        print(
-            f"round {round_number}: "
-            + ", ".join(f"{name} {times[-1]:.2f} s" for name, times in seconds.items()),
-            flush=True,
-        )
-    # The first round touches fresh memory.
-    timed = {name: times[1:] for name, times in seconds.items()}
-    paired = {
-        "ours_over_k0": [a / b for a, b in zip(timed[ours], timed["k0"], strict=True)],
-        "ours_over_sft": [a / b for a, b in zip(timed[ours], timed["sft"], strict=True)],
+    names = [name.strip() for name in options.trainers.split(",")]
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        rows = folder / "rows.json"
+        rows.write_text(json.dumps([example(options.model, options.length, options.response)]))
+        shared = [f"--model={options.model}", f"--rows={rows}", f"--out={folder / 'out'}"]
+        shared += [f"--num_inner_steps={options.num_inner_steps}", f"--dtype={options.dtype}"]
+        shared += ["--autocast"] if options.autocast else []
+        workers = {}
+        for name in names:
+            own = list(TRAINERS[name])
+            if options.checkout and "published" in own:
+                own[own.index("published")] = "authors"
+                own.append(f"--checkout={options.checkout}")
+            workers[name] = stack.enter_context(Worker([*own, *shared], folder / f"{name}.log"))
+        measured = alternate(workers, options.rounds)
+    ratios = {
+        ratio: median_ratio(measured, *pair)
+        for ratio, pair in RATIOS.items()
+        if set(pair) <= set(names)
     }
     result = {
-        "ratios": {name: statistics.median(values) for name, values in paired.items()},
-        "seconds": {name: statistics.median(values) for name, values in timed.items()},
-        "rounds": timed,
-        "settings": {name: value for name, value in vars(options).items() if name != "json"},
+        "ratios": ratios,
+        "seconds": medians(measured),
+        "peak_gb": {name: max(s["peak_gb"] for s in steps) for name, steps in measured.items()},
+        "rounds": {name: [s["seconds"] for s in steps] for name, steps in measured.items()},
+        "efficiency": efficiency(options.model, options.length, options.response),
+        "settings": {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in vars(options).items()
+            if name != "json"
+        },
         "versions": versions(),
     }
-    for name, value in result["ratios"].items():
+    for name, value in result["peak_gb"].items():
+        print(f"{name}: {result['seconds'][name]:.2f} s, peak {value:.2f} GB")
+    for name, value in ratios.items():
         print(f"{name}: {value:.2f}")
+    print(f"matmul efficiency of the rest: {result['efficiency']['fraction_of_peak']:.2f}")
     if options.json:
         write_json(options.json, result)
+
+
+def example(model: str, length: int, response: int) -> dict[str, list[int]]:
+    """Random tokens, the last of them labelled."""
+    vocabulary = load_model(model).config.vocab_size
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(vocabulary, (length,), generator=generator).tolist()
+    context = length - response
+    return {
+        "input_ids": input_ids,
+        "labels": [-100] * context + input_ids[context:],
+        "turn_ids": [1] * context + [-2] * response,
+    }
 
 
 if __name__ == "__main__":

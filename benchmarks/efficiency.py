@@ -1,0 +1,98 @@
+"""How much of the machine's matmul rate a FocuSFT step reaches outside attention.
+
+python -m benchmarks.efficiency --length 1024
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+import focusft
+from focusft.training.models import load_model
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--response", type=int, default=64)
+    options = parser.parse_args()
+    for name, value in efficiency(options.model, options.length, options.response).items():
+        print(f"{name}: {value}")
+
+
+def matmul_peak(size: int = 2048, rounds: int = 12) -> float:
+    """Best FLOP/s of a square float32 product on this machine."""
+    left, right = torch.randn(size, size), torch.randn(size, size)
+    seconds = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        torch.mm(left, right)
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds)
+
+
+def efficiency(model_name: str, length: int, response: int) -> dict[str, float]:
+    """One step's forward and backward, B = 1, K = 2, float32, without the optimizer.
+
+    Returns:
+        FLOPs of attention and of the rest, seconds of a step, of attention in it and of its
+        matrix products, the machine's peak, and the fraction of it that the rest reaches.
+    """
+    model = load_model(model_name, dtype="float32").train()
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(model.config.vocab_size, (1, length), generator=generator)
+    labels = input_ids.clone()
+    labels[:, :-response] = -100
+    engine = focusft.attach(model, focusft.FocusConfig(inner_lr=0.1))
+
+    def step() -> float:
+        model.zero_grad(set_to_none=True)
+        started = time.perf_counter()
+        model(input_ids=input_ids, labels=labels).loss.backward()
+        return time.perf_counter() - started
+
+    step()
+    with FlopCounterMode(display=False) as counter:
+        step()
+    flops = {str(op): count for op, count in counter.get_flop_counts()["Global"].items()}
+    attention_flops = sum(count for op, count in flops.items() if "attention" in op)
+    peak = matmul_peak()
+    seconds, attention, products = [], [], []
+    for _ in range(3):
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            step()
+        # The profiler costs time; the shares it finds are applied to steps without it.
+        times = {row.key: row.self_cpu_time_total / 1e6 for row in profiler.key_averages()}
+        total = sum(times.values())
+        seconds.append(step())
+        attention.append(sum(t for op, t in times.items() if "attention" in op) / total)
+        names = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+        products.append(sum(times.get(name, 0.0) for name in names) / total)
+    engine.detach()
+    step_seconds = statistics.median(seconds)
+    attention_seconds = step_seconds * statistics.median(attention)
+    other_flops = sum(flops.values()) - attention_flops
+    peak = max(peak, matmul_peak())
+    return {
+        "attention_flops": attention_flops,
+        "other_flops": other_flops,
+        "seconds": step_seconds,
+        "attention_seconds": attention_seconds,
+        "product_seconds": step_seconds * statistics.median(products),
+        "peak_flops_per_second": peak,
+        "fraction_of_peak": other_flops / (step_seconds - attention_seconds) / peak,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""One trainer in a process of its own, stepping whenever it is told to.
+
+Started by the other benchmarks: it answers each line on its standard input with one step and one
+line of JSON, the seconds of the step and the peak memory of the process so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from benchmarks.published import PublishedTrainer, checkout_trainer
+from focusft.method.config import FocusConfig
+from focusft.training.config import FocuSFTConfig
+from focusft.training.models import load_model, load_tokenizer
+from focusft.training.trainer import FocuSFTTrainer
+
+VARIANTS = ("sft", "k0", "ours", "published", "authors", "trl_sft")
+
+
+def main() -> None:
+    """Build the trainer, then step on demand."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--variant", choices=VARIANTS, required=True)
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--layers", type=int, help="random weights, with so many layers")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--autocast", action="store_true", help="bf16 autocast")
+    parser.add_argument("--num_inner_steps", type=int, default=2)
+    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--pad_to", type=int, help="tokens of a padded batch (not ours)")
+    parser.add_argument("--checkout", type=Path)
+    parser.add_argument("--rows", type=Path, required=True, help="JSON: a list of examples")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the trainer")
+    options = parser.parse_args()
+
+    model = _model(options)
+    rows = json.loads(options.rows.read_text())
+    trainer = _trainer(options, model, rows)
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(StepOnDemand())
+    _answer({"baseline_gb": _peak_gb()})
+    trainer.train()
+
+
+class StepOnDemand(TrainerCallback):
+    """Waits before each step and tells how long it took, optimizer included."""
+
+    started = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Wait for a line, or stop at the end of the input."""
+        if not sys.stdin.readline():
+            sys.stdout.flush()
+            raise SystemExit(0)
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Answer."""
+        _answer({"seconds": time.perf_counter() - self.started, "peak_gb": _peak_gb()})
+
+
+def _answer(figures: dict[str, float]) -> None:
+    sys.__stdout__.write("\n@" + json.dumps(figures) + "\n")  # type: ignore[union-attr]
+    sys.__stdout__.flush()  # type: ignore[union-attr]
+
+
+def _peak_gb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+
+
+def _model(options: argparse.Namespace) -> Any:
+    if options.layers is None:
+        return load_model(options.model, dtype=options.dtype)
+    config = AutoConfig.for_model(**load_model(options.model).config.to_dict())
+    config.num_hidden_layers = options.layers
+    config.layer_types = None
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, options.dtype))
+
+
+def _trainer(options: argparse.Namespace, model: Any, rows: list[dict[str, list[int]]]) -> Trainer:
+    config = FocusConfig(
+        num_inner_steps=0 if options.variant == "k0" else options.num_inner_steps, inner_lr=0.1
+    )
+    arguments: dict[str, Any] = {
+        "output_dir": str(options.out),
+        "max_steps": 10_000,
+        "per_device_train_batch_size": options.batch_size,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-5,
+        "gradient_checkpointing": options.checkpointing,
+        "bf16": options.autocast,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "train_sampling_strategy": "sequential",
+        "remove_unused_columns": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": False,
+    }
+    if options.checkpointing:
+        arguments["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+    if options.variant in ("sft", "k0", "ours"):
+        ours = FocuSFTConfig(
+            **arguments,
+            method="sft" if options.variant == "sft" else "focusft",
+            num_inner_steps=config.num_inner_steps,
+            inner_lr=config.inner_lr,
+        )
+        return FocuSFTTrainer(model=model, args=ours, train_dataset=rows)
+    collate = partial(_pad, pad_to=options.pad_to)
+    if options.variant == "trl_sft":
+        return _trl_trainer(options, model, rows, arguments)
+    from transformers import TrainingArguments
+
+    if options.variant == "published":
+        published = TrainingArguments(**arguments)
+        return PublishedTrainer(model, published, config, train_dataset=rows, data_collator=collate)
+    return checkout_trainer(
+        options.checkout, model, arguments, config, train_dataset=rows, data_collator=collate
+    )
+
+
+def _trl_trainer(
+    options: argparse.Namespace, model: Any, rows: Any, arguments: dict[str, Any]
+) -> Trainer:
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    config = SFTConfig(**arguments, max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
+    return SFTTrainer(
+        model=model,
+        args=config,
+        train_dataset=Dataset.from_list(
+            [{name: row[name] for name in ("input_ids", "labels")} for row in rows]
+        ),
+        data_collator=_pad,
+        processing_class=load_tokenizer(options.model),
+    )
+
+
+def _pad(
+    examples: list[dict[str, list[int]]], pad_to: int | None = None
+) -> dict[str, torch.Tensor]:
+    """A batch padded on the right."""
+    length = pad_to or max(len(example["input_ids"]) for example in examples)
+
+    def column(name: str, fill: int) -> torch.Tensor:
+        return torch.tensor([e[name] + [fill] * (length - len(e[name])) for e in examples])
+
+    batch = {"input_ids": column("input_ids", 0), "labels": column("labels", -100)}
+    lengths = torch.tensor([len(example["input_ids"]) for example in examples])
+    batch["attention_mask"] = (torch.arange(length)[None] < lengths[:, None]).long()
+    batch["loss_mask"] = (batch["labels"] != -100).long()
+    return batch
+
+
+if __name__ == "__main__":
+    main()
