@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -62,7 +63,12 @@ def efficiency(model_name: str, length: int, response: int) -> dict[str, float]:
         return time.perf_counter() - started
 
     step()
-    with FlopCounterMode(display=False) as counter:
+    # torch counts the attention of CUDA kernels only.
+    kernels = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward_flops,
+    }
+    with FlopCounterMode(display=False, custom_mapping=kernels) as counter:
         step()
     flops = {str(op): count for op, count in counter.get_flop_counts()["Global"].items()}
     attention_flops = sum(count for op, count in flops.items() if "attention" in op)
@@ -92,6 +98,18 @@ def efficiency(model_name: str, length: int, response: int) -> dict[str, float]:
         "peak_flops_per_second": peak,
         "fraction_of_peak": other_flops / (step_seconds - attention_seconds) / peak,
     }
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """Two products over every pair of query and key."""
+    batch, heads, queries, features = query
+    return 2 * batch * heads * queries * key[2] * (features + value[3])
+
+
+def _backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """The scores once more, and two products for each of the two products."""
+    batch, heads, queries, features = query
+    return 2 * batch * heads * queries * key[2] * (3 * features + 2 * value[3])
 
 
 if __name__ == "__main__":

@@ -31,6 +31,11 @@ TRAINERS = {
     "published_checkpointed": ["--variant", "published", "--checkpointing"],
     "trl_sft": ["--variant", "trl_sft"],
 }
+# Trainers that step in turn; each group fits into 24 GB at 2,048 tokens.
+GROUPS = (
+    ("ours", "k0", "sft", "trl_sft"),
+    ("ours", "published", "ours_checkpointed", "published_checkpointed"),
+)
 RATIOS = {
     "published_over_ours": ("published", "ours"),
     "published_over_ours_checkpointed": ("published_checkpointed", "ours_checkpointed"),
@@ -55,40 +60,27 @@ def main() -> None:
     parser.add_argument("--autocast", action="store_true", help="bf16 autocast, for all")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds after one warm-up")
     parser.add_argument(
-        "--trainers", default=",".join(TRAINERS), help="comma-separated, of those named here"
-    )
-    parser.add_argument(
         "--checkout", type=Path, help="time this checkout of the authors' code as 'published'"
     )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
-    names = [name.strip() for name in options.trainers.split(",")]
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        rows = folder / "rows.json"
-        rows.write_text(json.dumps([example(options.model, options.length, options.response)]))
-        shared = [f"--model={options.model}", f"--rows={rows}", f"--out={folder / 'out'}"]
-        shared += [f"--num_inner_steps={options.num_inner_steps}", f"--dtype={options.dtype}"]
-        shared += ["--autocast"] if options.autocast else []
-        workers = {}
-        for name in names:
-            own = list(TRAINERS[name])
-            if options.checkout and "published" in own:
-                own[own.index("published")] = "authors"
-                own.append(f"--checkout={options.checkout}")
-            workers[name] = stack.enter_context(Worker([*own, *shared], folder / f"{name}.log"))
-        measured = alternate(workers, options.rounds)
-    ratios = {
-        ratio: median_ratio(measured, *pair)
-        for ratio, pair in RATIOS.items()
-        if set(pair) <= set(names)
-    }
+    seconds: dict[str, float] = {}
+    peaks: dict[str, float] = {}
+    rounds, ratios = [], {}
+    for group in GROUPS:
+        measured = _measure(group, options)
+        seconds = medians(measured) | seconds
+        peaks = {name: max(s["peak_gb"] for s in steps) for name, steps in measured.items()} | peaks
+        rounds.append({name: [s["seconds"] for s in steps] for name, steps in measured.items()})
+        for ratio, pair in RATIOS.items():
+            if set(pair) <= set(group):
+                ratios[ratio] = median_ratio(measured, *pair)
     result = {
         "ratios": ratios,
-        "seconds": medians(measured),
-        "peak_gb": {name: max(s["peak_gb"] for s in steps) for name, steps in measured.items()},
-        "rounds": {name: [s["seconds"] for s in steps] for name, steps in measured.items()},
+        "seconds": seconds,
+        "peak_gb": peaks,
+        "rounds": rounds,
         "efficiency": efficiency(options.model, options.length, options.response),
         "settings": {
             name: str(value) if isinstance(value, Path) else value
@@ -97,13 +89,32 @@ def main() -> None:
         },
         "versions": versions(),
     }
-    for name, value in result["peak_gb"].items():
-        print(f"{name}: {result['seconds'][name]:.2f} s, peak {value:.2f} GB")
+    for name in TRAINERS:
+        print(f"{name}: {seconds[name]:.2f} s, peak {peaks[name]:.2f} GB")
     for name, value in ratios.items():
         print(f"{name}: {value:.2f}")
-    print(f"matmul efficiency of the rest: {result['efficiency']['fraction_of_peak']:.2f}")
     if options.json:
         write_json(options.json, result)
+
+
+def _measure(
+    group: tuple[str, ...], options: argparse.Namespace
+) -> dict[str, list[dict[str, float]]]:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        rows = folder / "rows.json"
+        rows.write_text(json.dumps([example(options.model, options.length, options.response)]))
+        shared = [f"--model={options.model}", f"--rows={rows}", f"--out={folder / 'out'}"]
+        shared += [f"--num_inner_steps={options.num_inner_steps}", f"--dtype={options.dtype}"]
+        shared += ["--autocast"] if options.autocast else []
+        workers = {}
+        for name in group:
+            own = list(TRAINERS[name])
+            if options.checkout and "published" in own:
+                own[own.index("published")] = "authors"
+                own.append(f"--checkout={options.checkout}")
+            workers[name] = stack.enter_context(Worker([*own, *shared], folder / f"{name}.log"))
+        return alternate(workers, options.rounds)
 
 
 def example(model: str, length: int, response: int) -> dict[str, list[int]]:

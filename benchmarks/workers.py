@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,13 +33,14 @@ class Worker:
             stderr=self._log_file,
             text=True,
         )
-        self.baseline_gb = self._read()["baseline_gb"]
+        self._read()
 
     def step(self) -> dict[str, float]:
         """Let it do one optimizer step: seconds, and peak memory of the process so far."""
         assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # its death is told by what it answers
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
         return self._read()
 
     def _read(self) -> dict[str, float]:

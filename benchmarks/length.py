@@ -1,0 +1,82 @@
+"""Time and memory of a step from 1K to 32K tokens, on a model of four layers.
+
+python -m benchmarks.length --json out.json
+
+Memory is the peak of the process above that of a step with 64 tokens, which holds the model, its
+gradients and the optimizer. A process that asks for more than the limit is stopped and counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from benchmarks.step import example
+from benchmarks.workers import Worker, WorkerDiedError
+from focusft.training.provenance import versions, write_json
+
+TRAINERS = ("ours", "published")
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--lengths", default="1024,2048,4096,8192,16384,32768")
+    parser.add_argument("--response", type=int, default=64)
+    parser.add_argument("--limit_gb", type=float, default=21.0, help="memory of one process")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+
+    lengths = [int(length) for length in options.lengths.split(",")]
+    result: dict[str, dict[str, dict[str, object]]] = {name: {} for name in TRAINERS}
+    for name in TRAINERS:
+        own_gb = _step(name, 64 + options.response, options)["peak_gb"]
+        for length in lengths:
+            try:
+                step = _step(name, length, options)
+            except WorkerDiedError as error:
+                result[name][str(length)] = {"failed": str(error)}
+                print(f"{name} {length}: {error}", flush=True)
+                break
+            above = step["peak_gb"] - own_gb
+            result[name][str(length)] = {"seconds": step["seconds"], "above_model_gb": above}
+            print(
+                f"{name} {length}: {step['seconds']:.1f} s, {above:.2f} GB above the model",
+                flush=True,
+            )
+            if options.json:
+                write_json(
+                    options.json,
+                    {
+                        "steps": result,
+                        "settings": {k: v for k, v in vars(options).items() if k != "json"},
+                        "versions": versions(),
+                    },
+                )
+
+
+def _step(name: str, length: int, options: argparse.Namespace) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        rows = folder / "rows.json"
+        rows.write_text(json.dumps([example(options.model, length, options.response)]))
+        arguments = [
+            f"--variant={name}",
+            f"--model={options.model}",
+            f"--layers={options.layers}",
+            f"--limit_gb={options.limit_gb}",
+            f"--rows={rows}",
+            f"--out={folder / 'out'}",
+        ]
+        with Worker(arguments, folder / "log") as worker:
+            return worker.step()
+
+
+if __name__ == "__main__":
+    main()
