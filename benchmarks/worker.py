@@ -49,13 +49,14 @@ def main() -> None:
     if options.limit_gb:
         limit = int(options.limit_gb * 1024**3)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    interpreter_gb = _peak_gb()
     model = _model(options)
     rows = json.loads(options.rows.read_text())
     trainer = _trainer(options, model, rows)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(StepOnDemand())
-    _answer({"ready": 1.0})
+    _answer({"interpreter_gb": interpreter_gb})
     trainer.train()
 
 

@@ -33,7 +33,7 @@ class Worker:
             stderr=self._log_file,
             text=True,
         )
-        self._read()
+        self.interpreter_gb = self._read()["interpreter_gb"]
 
     def step(self) -> dict[str, float]:
         """Let it do one optimizer step: seconds, and peak memory of the process so far."""

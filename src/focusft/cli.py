@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command != "train":
+    if rest and options.command not in ("train", "plan"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
@@ -55,6 +55,20 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--config", type=Path, help="YAML file with one option a line")
     train.add_argument("-h", "--help", action="store_true", dest="show_options")
     train.set_defaults(run=_train)
+
+    plan = _command(commands, "plan", "memory, FLOPs and time of a run, before anything is loaded")
+    plan.add_argument("--config", type=Path, help="YAML file of 'focusft train'")
+    plan.add_argument("--response", type=int, default=64, help="response tokens of a conversation")
+    plan.add_argument("--turns", type=int, default=1, help="pairs of context and response in it")
+    plan.add_argument("--data_parallel", type=int, default=1, help="number of devices")
+    plan.add_argument("--shards", type=int, default=1, help="devices that FSDP2 shards over")
+    plan.add_argument("--device", default="cpu", help="cpu or cuda")
+    plan.add_argument(
+        "--tflops", type=float, help="matmul rate of a device; measured here for a CPU"
+    )
+    plan.add_argument("--utilisation", type=float, default=0.5, help="fraction of it in a step")
+    plan.add_argument("--json", type=Path, help="write the plan to this file")
+    plan.set_defaults(run=_plan)
 
     chat = _command(commands, "chat", "talk to a model in the terminal")
     chat.add_argument("model", help="hub id, folder, GGUF file or smollm2")
@@ -132,6 +146,26 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> None:
     from focusft.training.run import train
 
     train(load_train_config(options.config, overrides), _console())
+
+
+def _plan(options: argparse.Namespace, overrides: list[str]) -> None:
+    from focusft.training.config import load_train_config
+    from focusft.training.plan_report import plan_training, print_plan
+    from focusft.training.provenance import write_json
+
+    plan = plan_training(
+        load_train_config(options.config, overrides),
+        response_tokens=options.response,
+        turns=options.turns,
+        data_parallel=options.data_parallel,
+        shards=options.shards,
+        device=options.device,
+        tflops=options.tflops,
+        utilisation=options.utilisation,
+    )
+    print_plan(plan, _console())
+    if options.json:
+        write_json(options.json, plan.to_dict())
 
 
 def _chat(options: argparse.Namespace, _: list[str]) -> None:

@@ -110,6 +110,24 @@ def load_model(
     return model.eval()
 
 
+def meta_model(name_or_path: str | Path) -> PreTrainedModel:
+    """Build a model from its config alone, on the meta device: sizes without weights.
+
+    Args:
+        name_or_path: as in `load_model`; of a hub id only the config is downloaded.
+
+    Raises:
+        UnsupportedModelError: the model is not a decoder-only language model.
+        UserError: there is no config, or transformers cannot read it.
+    """
+    folder = _local_folder(name_or_path, ["config.json"])
+    config = _read_config(folder, name_or_path)
+    _require_decoder(config, name_or_path)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return model
+
+
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model; it has a pad token afterwards.
 

@@ -1,0 +1,104 @@
+"""Hold `focusft plan` against measurement: peak memory of a process, and counted FLOPs.
+
+python -m benchmarks.plan_check --json out.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from benchmarks.efficiency import efficiency
+from benchmarks.step import example
+from benchmarks.workers import Worker
+from focusft.method.config import FocusConfig
+from focusft.training.models import meta_model
+from focusft.training.plan import ModelShape, Plan, Setup
+from focusft.training.provenance import versions, write_json
+
+RESPONSE = 64
+# Layers (None: all of them), tokens, checkpointing.
+CASES = (
+    (None, 1024, False),
+    (None, 2048, False),
+    (None, 2048, True),
+    (4, 4096, False),
+    (4, 16384, False),
+    (4, 16384, True),
+)
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+
+    memory = []
+    for layers, length, checkpointing in CASES:
+        planned = _plan(options.model, layers, length, checkpointing).peak / 1024**3
+        measured = _measured_gb(options.model, layers, length, checkpointing)
+        case = {"layers": layers, "length": length, "checkpointing": checkpointing}
+        memory.append(case | {"planned_gb": planned, "measured_gb": measured})
+        print(f"{case}: planned {planned:.2f} GB, measured {measured:.2f}", flush=True)
+    counted = efficiency(options.model, 1024, RESPONSE)
+    flops = _plan(options.model, None, 1024, False).flops.values()
+    attention = sum(phase.attention for phase in flops)
+    result = {
+        "memory": memory,
+        "flops": {
+            "planned": {
+                "attention": attention,
+                "other": sum(phase.total for phase in flops) - attention,
+            },
+            "counted": {
+                "attention": counted["attention_flops"],
+                "other": counted["other_flops"],
+            },
+        },
+        "settings": {"model": options.model, "response": RESPONSE},
+        "versions": versions(),
+    }
+    print(result["flops"])
+    if options.json:
+        write_json(options.json, result)
+
+
+def _plan(name: str, layers: int | None, length: int, checkpointing: bool) -> Plan:
+    model: Any = meta_model(name)
+    if layers is not None:
+        config = AutoConfig.for_model(**model.config.to_dict())
+        config.num_hidden_layers = layers
+        config.layer_types = None
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    focus = FocusConfig()
+    setup = Setup(length=length, response_tokens=RESPONSE, checkpointing=checkpointing)
+    return Plan(ModelShape.of(model, focus), focus, setup)
+
+
+def _measured_gb(name: str, layers: int | None, length: int, checkpointing: bool) -> float:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        rows = folder / "rows.json"
+        rows.write_text(json.dumps([example(name, length, RESPONSE)]))
+        arguments = ["--variant=ours", f"--model={name}", f"--rows={rows}", f"--out={folder}/out"]
+        arguments += [f"--layers={layers}"] if layers else []
+        arguments += ["--checkpointing"] if checkpointing else []
+        with Worker(arguments, folder / "log") as worker:
+            # The optimizer's state is there from the second step on.
+            worker.step()
+            return worker.step()["peak_gb"] - worker.interpreter_gb
+
+
+if __name__ == "__main__":
+    main()

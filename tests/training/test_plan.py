@@ -1,0 +1,91 @@
+"""The plan against counted FLOPs, and from the command line."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import focusft
+from focusft.cli import main
+from focusft.errors import UserError
+from focusft.training.plan import ModelShape, Plan, Setup
+from tests.method.helpers import CONFIG, conversation
+from tests.tiny_models import tiny_model
+
+
+def counted_flops(model, config, turns):
+    """FLOPs of a step as torch counts them; it does not count attention on the CPU."""
+    input_ids, labels = conversation(turns)
+    engine = focusft.attach(model, config)
+    with FlopCounterMode(display=False) as counter:
+        model.train()(input_ids=input_ids[None], labels=labels[None]).loss.backward()
+    engine.detach()
+    counts = counter.get_flop_counts()["Global"]
+    return sum(count for op, count in counts.items() if "attention" not in str(op))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "granite"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("steps", [0, 1, 2, 3])
+def test_flops_outside_attention(family, checkpointing, steps):
+    model = tiny_model(family, hidden_size=64, intermediate_size=192, head_dim=16)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    config = replace(CONFIG, num_inner_steps=steps)
+    setup = Setup(length=200, response_tokens=60, turns=2, checkpointing=checkpointing)
+    plan = Plan(ModelShape.of(model, config), config, setup)
+    planned = sum(phase.total - phase.attention for phase in plan.flops.values())
+    assert planned == pytest.approx(counted_flops(model, config, [(70, 30)] * 2), rel=0.05)
+
+
+def test_more_steps_length_and_devices():
+    shape = ModelShape.of(tiny_model("llama"), CONFIG)
+    setup = Setup(length=4096, response_tokens=64)
+    one = Plan(shape, CONFIG, setup)
+    assert Plan(shape, CONFIG, replace(setup, checkpointing=True)).peak < one.peak
+    assert Plan(shape, replace(CONFIG, num_inner_steps=3), setup).total_flops > one.total_flops
+    sharded = Plan(shape, CONFIG, replace(setup, data_parallel=8, shards=8))
+    assert sharded.memory["optimizer state"] * 8 == one.memory["optimizer state"]
+    assert one.over_sft > 1
+    dense = Plan(shape, CONFIG, replace(setup, backend="dense"))
+    assert dense.memory["dense mask"] == 4096**2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"response_tokens": 512}, "--response"),
+        ({"response_tokens": 9, "turns": 10}, "--turns"),
+        ({"data_parallel": 6, "shards": 4}, "--shards"),
+        ({"documents": 0}, "documents"),
+        ({"optimizer": "lomo"}, "optim=lomo"),
+    ],
+)
+def test_wrong_options_are_named(options, words):
+    with pytest.raises(UserError, match=words):
+        Setup(**({"length": 512, "response_tokens": 64} | options))
+
+
+def test_command_line(tmp_path, capsys):
+    folder = tmp_path / "model"
+    tiny_model("llama").save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    out = tmp_path / "plan.json"
+    options = ["--max_length", "256", "--train_data", "none.jsonl", "--output_dir", str(tmp_path)]
+    command = ["plan", "--model_name_or_path", str(folder), "--tflops", "1", "--json", str(out)]
+    assert main([*command, *options]) == 0
+    plan = json.loads(out.read_text())
+    assert plan["peak_bytes"] == max(plan["moments_bytes"].values())
+    assert plan["step_seconds"] > 0
+    assert "peak" in capsys.readouterr().out
+    assert main([*command, *options, "--response", "256"]) == 2
+    assert "lower --response" in capsys.readouterr().err
+
+
+def test_meta_models_hold_no_weights():
+    from focusft.training.models import meta_model
+
+    model = meta_model("smollm2")
+    assert {p.device for p in model.parameters()} == {torch.device("meta")}
