@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from focusft.errors import ConfigError
-from focusft.training.config import TrainConfig, load_train_config
+from focusft.training.config import FocuSFTConfig, TrainConfig, load_train_config
 
 CONFIGS = sorted(Path("configs").glob("*.yaml"))
 
@@ -90,3 +90,12 @@ def test_bad_files_are_one_line(name, tmp_path):
 def test_a_missing_file_is_named():
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such file"):
         load_train_config(Path("nowhere.yaml"))
+
+
+@pytest.mark.parametrize("name", ["gradient_checkpointing", "activation_checkpointing"])
+def test_checkpointing_by_either_name(tmp_path, name):
+    def config(**options):
+        return FocuSFTConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", **options)
+
+    assert not config().activation_checkpointing
+    assert config(**{name: True}).activation_checkpointing

@@ -63,7 +63,6 @@ class FocuSFTConfig(TrainingArguments, FocusConfig):
     warmup_steps: float = 0.1
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
-    activation_checkpointing: bool | None = False
     logging_steps: float = 10
     save_total_limit: int | None = 2
     seed: int = 1234
