@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import focusft
 from focusft.training.models import load_model
+from focusft.training.provenance import versions, write_json
 
 
 def main() -> None:
@@ -26,9 +28,14 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--response", type=int, default=64)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    for name, value in efficiency(options.model, options.length, options.response).items():
+    result = efficiency(options.model, options.length, options.response)
+    for name, value in result.items():
         print(f"{name}: {value}")
+    if options.json:
+        settings = {name: value for name, value in vars(options).items() if name != "json"}
+        write_json(options.json, result | {"settings": settings, "versions": versions()})
 
 
 def matmul_peak(size: int = 2048, rounds: int = 12) -> float:
@@ -42,12 +49,13 @@ def matmul_peak(size: int = 2048, rounds: int = 12) -> float:
     return 2 * size**3 / min(seconds)
 
 
-def efficiency(model_name: str, length: int, response: int) -> dict[str, float]:
+def efficiency(model_name: str, length: int, response: int) -> dict[str, Any]:
     """One step's forward and backward, B = 1, K = 2, float32, without the optimizer.
 
     Returns:
         FLOPs of attention and of the rest, seconds of a step, of attention in it and of its
-        matrix products, the machine's peak, and the fraction of it that the rest reaches.
+        matrix products, the machine's peak, the fraction of it that the rest reaches, and the
+        seconds of the operations that take longest.
     """
     model = load_model(model_name, dtype="float32").train()
     generator = torch.Generator().manual_seed(0)
@@ -74,6 +82,7 @@ def efficiency(model_name: str, length: int, response: int) -> dict[str, float]:
     attention_flops = sum(count for op, count in flops.items() if "attention" in op)
     peak = matmul_peak()
     seconds, attention, products = [], [], []
+    operations: dict[str, list[float]] = {}
     for _ in range(3):
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             step()
@@ -82,11 +91,15 @@ def efficiency(model_name: str, length: int, response: int) -> dict[str, float]:
         total = sum(times.values())
         seconds.append(step())
         attention.append(sum(t for op, t in times.items() if "attention" in op) / total)
+        for op, spent in times.items():
+            operations.setdefault(op, []).append(spent / total)
         names = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
         products.append(sum(times.get(name, 0.0) for name in names) / total)
     engine.detach()
     step_seconds = statistics.median(seconds)
     attention_seconds = step_seconds * statistics.median(attention)
+    shares = {op: statistics.median(found) for op, found in operations.items()}
+    longest = sorted(shares, key=lambda op: -shares[op])[:14]
     other_flops = sum(flops.values()) - attention_flops
     peak = max(peak, matmul_peak())
     return {
@@ -97,6 +110,7 @@ def efficiency(model_name: str, length: int, response: int) -> dict[str, float]:
         "product_seconds": step_seconds * statistics.median(products),
         "peak_flops_per_second": peak,
         "fraction_of_peak": other_flops / (step_seconds - attention_seconds) / peak,
+        "operations": {op.removeprefix("aten::"): step_seconds * shares[op] for op in longest},
     }
 
 

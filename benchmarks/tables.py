@@ -57,6 +57,8 @@ def main() -> None:
         lines += _step_section(length, _load(f"step_smollm2_{length}"))
     lines += _throughput_section(_load("throughput_smollm2"))
     lines += _length_section(_load("length_smollm2_4layers"))
+    lines += _profile_section(_load("efficiency_smollm2_1024"))
+    lines += _plan_section(_load("plan_check"))
     (DOCS / "performance.md").write_text("\n".join(lines), encoding="utf-8")
 
 
@@ -169,6 +171,50 @@ def _length_section(result: dict[str, Any]) -> list[str]:
         lines.append(f"| {length} | {' | '.join(cells)} |")
     command = f"python -m benchmarks.length --json {RESULTS / 'length_smollm2_4layers.json'}"
     return [*lines, "", f"Goal: at most 2.2 times from 8K on. `{command}`", ""]
+
+
+def _profile_section(efficiency: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Where the time of a step goes",
+        "",
+        f"{efficiency['settings']['length']} tokens, forward and backward, self time by operation "
+        f"as torch's profiler shares it out; together {efficiency['seconds']:.1f} s, at "
+        f"{efficiency['fraction_of_peak']:.2f} of the matmul peak outside attention.",
+        "",
+        "| operation | seconds |",
+        "| --- | --- |",
+    ]
+    lines += [f"| `{op}` | {seconds:.2f} |" for op, seconds in efficiency["operations"].items()]
+    command = f"python -m benchmarks.efficiency --json {RESULTS / 'efficiency_smollm2_1024.json'}"
+    return [*lines, "", f"`{command}`", ""]
+
+
+def _plan_section(check: dict[str, Any]) -> list[str]:
+    lines = [
+        "## The plan beside measurement",
+        "",
+        "Peak memory of a FocuSFT step in float32, second step, above that of the interpreter.",
+        "",
+        "| layers | tokens | checkpointing | planned | measured | planned / measured |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {case['layers'] or 'all'} | {case['length']} | "
+        f"{'on' if case['checkpointing'] else 'off'} | {case['planned_gb']:.2f} GiB | "
+        f"{case['measured_gb']:.2f} GiB | {case['planned_gb'] / case['measured_gb']:.2f} |"
+        for case in check["memory"]
+    ]
+    planned, counted = check["flops"]["planned"], check["flops"]["counted"]
+    return [
+        *lines,
+        "",
+        f"FLOPs of a step of 1024 tokens: {planned['other'] / counted['other']:.3f} of the counted "
+        f"ones outside attention, {planned['attention'] / counted['attention']:.3f} in it (the "
+        "kernels also compute what the mask of response turns then hides).",
+        "",
+        f"`python -m benchmarks.plan_check --json {RESULTS / 'plan_check.json'}`",
+        "",
+    ]
 
 
 if __name__ == "__main__":
