@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import focusft
 from focusft.training.models import load_model
+from focusft.training.plan_report import measured_tflops
 from focusft.training.provenance import versions, write_json
 
 
@@ -36,17 +37,6 @@ def main() -> None:
     if options.json:
         settings = {name: value for name, value in vars(options).items() if name != "json"}
         write_json(options.json, result | {"settings": settings, "versions": versions()})
-
-
-def matmul_peak(size: int = 2048, rounds: int = 12) -> float:
-    """Best FLOP/s of a square float32 product on this machine."""
-    left, right = torch.randn(size, size), torch.randn(size, size)
-    seconds = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        torch.mm(left, right)
-        seconds.append(time.perf_counter() - started)
-    return 2 * size**3 / min(seconds)
 
 
 def efficiency(model_name: str, length: int, response: int) -> dict[str, Any]:
@@ -80,7 +70,7 @@ def efficiency(model_name: str, length: int, response: int) -> dict[str, Any]:
         step()
     flops = {str(op): count for op, count in counter.get_flop_counts()["Global"].items()}
     attention_flops = sum(count for op, count in flops.items() if "attention" in op)
-    peak = matmul_peak()
+    peak = measured_tflops()
     seconds, attention, products = [], [], []
     operations: dict[str, list[float]] = {}
     for _ in range(3):
@@ -101,7 +91,7 @@ def efficiency(model_name: str, length: int, response: int) -> dict[str, Any]:
     shares = {op: statistics.median(found) for op, found in operations.items()}
     longest = sorted(shares, key=lambda op: -shares[op])[:14]
     other_flops = sum(flops.values()) - attention_flops
-    peak = max(peak, matmul_peak())
+    peak = 1e12 * max(peak, measured_tflops())
     return {
         "attention_flops": attention_flops,
         "other_flops": other_flops,

@@ -93,7 +93,7 @@ def _precision(config: TrainConfig, saved: torch.dtype | str | None) -> Precisio
     return "bf16_mixed" if config.bf16 else "fp32"
 
 
-def measured_tflops(size: int = 1536, rounds: int = 5) -> float:
+def measured_tflops(size: int = 2048, rounds: int = 8) -> float:
     """Best rate of a square float32 product on this CPU, in 10^12 per second."""
     left, right = torch.randn(size, size), torch.randn(size, size)
     seconds = []
