@@ -1,0 +1,44 @@
+"""The `focusft` command: wiring only."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from focusft.cli import chat, data, demo, train
+from focusft.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        0 on success, 2 for an error that the user can mend, 130 when interrupted.
+    """
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command not in ("train", "plan"):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        options.run(options, rest)
+    except UserError as error:
+        print(f"focusft: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("focusft: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="focusft", description="Fine-tune language models against attention dilution."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    # Each module imports what its command needs when it runs, so that --help answers at once.
+    for module in (demo, train, chat, data):
+        module.add_to(commands)
+    return parser

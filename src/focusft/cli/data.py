@@ -1,0 +1,111 @@
+"""`focusft data make`, `check` and `show`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from focusft.cli.shared import add_command, make_console
+from focusft.errors import ConfigError
+
+
+def add_to(commands: Any) -> None:
+    """Add the commands."""
+    data = commands.add_parser("data", help="generate, check and look at conversations")
+    commands = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
+
+    make = add_command(commands, "make", "generate questions about facts hidden in prose")
+    make.add_argument("--out", type=Path, required=True, help="JSONL file to write")
+    make.add_argument("--task", default="qa1", help="qa1, qa2 or qa3")
+    make.add_argument("--split", default="train", help="train or held_out; they share nothing")
+    make.add_argument("--count", type=int, default=1000, help="number of conversations")
+    make.add_argument("--context_tokens", type=int, default=512, help="length of the text")
+    make.add_argument("--answer_style", default="short", help="short or sentence")
+    make.add_argument("--seed", type=int, default=1234, help="seed of the whole set")
+    make.add_argument("--model", default="smollm2", help="model whose tokenizer counts")
+    make.set_defaults(run=_data_make)
+
+    check = add_command(commands, "check", "validate data files and count what training would use")
+    check.add_argument("paths", nargs="+", help=".parquet, .jsonl or hub ids")
+    check.add_argument("--model", default="smollm2", help="model whose tokenizer is used")
+    check.add_argument("--max_length", type=int, default=4096, help="longest row in tokens")
+    check.add_argument(
+        "--length_policy", default="drop", help="longer rows: drop, error, truncate_context"
+    )
+    check.add_argument("--num_proc", type=int, default=1, help="processes that tokenise")
+    check.set_defaults(run=_data_check)
+
+    show = add_command(commands, "show", "show one row, context and response coloured")
+    show.add_argument("path", help=".parquet, .jsonl or hub id")
+    show.add_argument("--row", type=int, default=1, help="number of the row, from 1")
+    show.add_argument("--model", default="smollm2", help="model whose tokenizer is used")
+    show.add_argument("--mask", action="store_true", help="draw the attention mask as well")
+    show.add_argument("--svg", type=Path, help="write the attention mask as a picture")
+    show.add_argument(
+        "--context_attention",
+        default="bidirectional",
+        choices=["bidirectional", "causal"],
+        help="attention among context tokens, for the mask",
+    )
+    show.set_defaults(run=_data_show)
+
+
+def _data_make(options: argparse.Namespace, _: list[str]) -> None:
+    from focusft.data.synthetic import make_conversations
+    from focusft.training.models import load_tokenizer
+
+    if not options.out.parent.is_dir():
+        raise ConfigError(f"--out: the folder {options.out.parent} does not exist; create it")
+    tokenizer = load_tokenizer(options.model)
+    rows = make_conversations(
+        options.task,
+        split=options.split,
+        count=options.count,
+        context_tokens=options.context_tokens,
+        seed=options.seed,
+        count_tokens=lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
+        answer_style=options.answer_style,
+    )
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    options.out.write_text(lines, encoding="utf-8")
+    print(f"{len(rows)} conversations: {options.out}")
+
+
+def _data_check(options: argparse.Namespace, _: list[str]) -> None:
+    from focusft.data import prepare_dataset
+    from focusft.training.models import load_tokenizer
+
+    _, report = prepare_dataset(
+        options.paths,
+        load_tokenizer(options.model),
+        max_length=options.max_length,
+        length_policy=options.length_policy,
+        num_proc=options.num_proc,
+    )
+    make_console().print(report.table())
+
+
+def _data_show(options: argparse.Namespace, _: list[str]) -> None:
+    import torch
+
+    from focusft.data import load_rows, render_example
+    from focusft.data.chat import encode_row
+    from focusft.method.masks import draw_mask, mask_svg
+    from focusft.method.turns import TurnLayout
+    from focusft.training.models import load_tokenizer
+
+    rows = load_rows(options.path)
+    if not 1 <= options.row <= len(rows):
+        raise ConfigError(f"--row: {options.path} has rows 1 to {len(rows)}, not {options.row}")
+    tokenizer = load_tokenizer(options.model)
+    example = encode_row(tokenizer, rows[options.row - 1]).example()
+    console = make_console()
+    console.print(render_example(tokenizer, example))
+    layout = TurnLayout.from_turn_ids(torch.tensor([example["turn_ids"]]))
+    if options.mask:
+        console.print(draw_mask(layout, options.context_attention), markup=False)
+    if options.svg:
+        options.svg.write_text(mask_svg(layout, options.context_attention), encoding="utf-8")
+        print(f"attention mask: {options.svg}")
