@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
@@ -54,3 +55,46 @@ def generate_greedily(
         yield from zip(
             indices, tokenizer.batch_decode(answers, skip_special_tokens=True), strict=True
         )
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is to go on from."""
+
+    messages: tuple[dict[str, Any], ...]
+    answer_prefix: str = ""
+    max_new_tokens: int = 128
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote."""
+
+    text: str
+    prompt_tokens: int
+    tokens: int
+    truncated: bool
+    seconds: float
+
+
+class Generator(Protocol):
+    """A model, wherever it runs."""
+
+    def describe(self) -> dict[str, Any]:
+        """What its answers depend on."""
+
+    def complete(
+        self, prompts: Sequence[Prompt], *, skip: Container[int] = frozenset()
+    ) -> Iterator[tuple[int, Completion]]:
+        """Answer prompts.
+
+        Args:
+            prompts: All of them.
+            skip: Indices of prompts that need no answer. What is computed together is settled by
+                all prompts, so that an answer is the same whether others are skipped or not.
+
+        Yields:
+            The index of a prompt and its answer; also of a skipped prompt, where it was computed
+            together with others.
+        """

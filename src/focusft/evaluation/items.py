@@ -318,12 +318,15 @@ def make_items(
     )
 
 
-def write_items(items: ItemSet, folder: str | Path) -> dict[str, Any]:
+def write_items(
+    items: ItemSet, folder: str | Path, advance: Callable[[], object] = lambda: None
+) -> dict[str, Any]:
     """Write the items and then their manifest.
 
     Args:
         items: From `make_items`.
         folder: Where `prompts.jsonl` and `manifest.json` go; it is made if it is not there.
+        advance: Called after each item, for a progress bar.
 
     Returns:
         The manifest: the header, and under "cells" the true token counts and fill rates of each
@@ -343,6 +346,7 @@ def write_items(items: ItemSet, folder: str | Path) -> dict[str, Any]:
             file.write(line)
             digest.update(line)
             cells.setdefault(item.task, {}).setdefault(str(item.length), _Cell()).add(item)
+            advance()
     manifest = items.header | {
         "prompts_sha256": digest.hexdigest(),
         "cells": {

@@ -1,0 +1,29 @@
+"""A generator that answers by a script, for tests of what is done with answers."""
+
+import time
+
+from focusft.evaluation.generation import Completion
+
+
+class Scripted:
+    """Answers prompt after prompt with what `answer` says, `pause` seconds each."""
+
+    def __init__(self, answer, *, name="scripted", pause=0.0):
+        self.answer = answer
+        self.name = name
+        self.pause = pause
+        self.asked = []
+
+    def describe(self):
+        return {"backend": self.name}
+
+    def complete(self, prompts, *, skip=frozenset()):
+        # Backwards: the order of answers is free.
+        for index in reversed(range(len(prompts))):
+            if index in skip:
+                continue
+            time.sleep(self.pause)
+            self.asked.append(index)
+            text = self.answer(prompts[index])
+            tokens = len(prompts[index].messages[0]["content"])
+            yield index, Completion(text, tokens, len(text), not text, 0.5)
