@@ -17,13 +17,16 @@ class Scripted:
     def describe(self):
         return {"backend": self.name}
 
-    def complete(self, prompts, *, skip=frozenset()):
+    def batches(self, prompts):
         # Backwards: the order of answers is free.
-        for index in reversed(range(len(prompts))):
-            if index in skip:
-                continue
-            time.sleep(self.pause)
-            self.asked.append(index)
-            text = self.answer(prompts[index])
-            tokens = len(prompts[index].messages[0]["content"])
-            yield index, Completion(text, tokens, len(text), not text, 0.5)
+        order = list(reversed(range(len(prompts))))
+        return [order[start : start + 3] for start in range(0, len(order), 3)]
+
+    def complete(self, prompts, batches=None):
+        for batch in self.batches(prompts) if batches is None else batches:
+            for index in batch:
+                time.sleep(self.pause)
+                self.asked.append(index)
+                text = self.answer(prompts[index])
+                tokens = len(prompts[index].messages[0]["content"])
+                yield index, Completion(text, tokens, len(text), not text, 0.5)

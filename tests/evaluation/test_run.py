@@ -149,7 +149,14 @@ def few(smollm2):
 
 
 def same_files(one, other):
-    for name in ("prompts.jsonl", "manifest.json", "items.jsonl", "results.json", "settings.json"):
+    for name in (
+        "prompts.jsonl",
+        "manifest.json",
+        "items.jsonl",
+        "results.json",
+        "settings.json",
+        "batches.json",
+    ):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
@@ -164,21 +171,23 @@ def test_finished_items_are_not_run_again(few, tmp_path):
     def breaks(prompt):
         nonlocal calls
         calls += 1
-        if calls == 4:
+        if calls == 5:
             raise KeyboardInterrupt
         return script(prompt)
 
     cut = tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt):
         run(few, cut, Scripted(breaks))
-    assert len((cut / "items.jsonl").read_text().splitlines()) == 3
+    assert len((cut / "items.jsonl").read_text().splitlines()) == 4
     assert not (cut / "results.json").exists()
     # Killed while a line was written.
     with (cut / "items.jsonl").open("a") as file:
         file.write('{"id": "babilong/qa1/512/0000", "output": "gar')
     rest = Scripted(script)
     run(few, cut, rest)
+    # The batch of items 4, 3 and 2 was cut in two.
     assert rest.asked == [4, 3, 2, 1, 0]
+    assert len(lines_of(cut)) == 8
     same_files(tmp_path / "whole", cut)
     again = Scripted(script)
     run(few, cut, again)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -84,17 +84,23 @@ class Generator(Protocol):
     def describe(self) -> dict[str, Any]:
         """What its answers depend on."""
 
+    def batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Which prompts are best answered together.
+
+        Returns:
+            The indices of the prompts of each batch; each prompt is in one of them.
+        """
+
     def complete(
-        self, prompts: Sequence[Prompt], *, skip: Container[int] = frozenset()
+        self, prompts: Sequence[Prompt], batches: Sequence[Sequence[int]] | None = None
     ) -> Iterator[tuple[int, Completion]]:
-        """Answer prompts.
+        """Go on from prompts.
 
         Args:
-            prompts: All of them.
-            skip: Indices of prompts that need no answer. What is computed together is settled by
-                all prompts, so that an answer is the same whether others are skipped or not.
+            prompts: What to go on from.
+            batches: Which of them, by index, and which together: the numbers of an answer depend
+                in their last digits on its batch. If None, all, as `batches` puts them together.
 
         Yields:
-            The index of a prompt and its answer; also of a skipped prompt, where it was computed
-            together with others.
+            The index of a prompt and its completion, as they are done, in any order.
         """

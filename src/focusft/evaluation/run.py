@@ -2,7 +2,8 @@
 
 `items.jsonl` gets one line for each finished item as the run goes. At the end it is put into the
 order of the items and loses its times, so that the same settings give the same bytes, however
-often the run was interrupted.
+often the run was interrupted. For that, what is computed together is settled at the start and
+written down: the batch of an answer has an effect on the last digits of its logits.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from focusft.evaluation.scoring import Score, score_output
 from focusft.evaluation.settings import check_settings
 from focusft.evaluation.summary import Outcome, summarise
 
+BATCHES_FILE = "batches.json"
 ITEMS_FILE = "items.jsonl"
 RESULTS_FILE = "results.json"
 
@@ -67,7 +69,7 @@ def run_suite(
         outcomes = _outcomes(chosen, out / ITEMS_FILE)
         if len(outcomes) < len(chosen):
             results_file.unlink(missing_ok=True)
-            _generate(chosen, outcomes, generator, out / ITEMS_FILE, progress)
+            _generate(chosen, outcomes, generator, out, progress)
     pairs = [(item, outcomes[item.id]) for item in chosen]
     if results_file.exists():
         results: dict[str, Any] = json.loads(results_file.read_text(encoding="utf-8"))
@@ -132,25 +134,27 @@ def _generate(
     items: list[Item],
     outcomes: dict[str, Outcome],
     generator: Generator,
-    file: Path,
+    out: Path,
     progress: Progress,
 ) -> None:
     """Run the items that have no outcome, and write a line for each as it is done."""
-    done = {index for index, item in enumerate(items) if item.id in outcomes}
     bar = progress.add_task(
         "answering",
         total=sum(item.tokens for item in items),
         # Of an earlier start: it does not count in the estimate of the time.
-        completed=sum(items[index].tokens for index in done),
-        note=f"{len(done)}/{len(items)} items",
+        completed=sum(item.tokens for item in items if item.id in outcomes),
+        note=f"{len(outcomes)}/{len(items)} items",
     )
     prompts = [
         Prompt(tuple(item.messages), item.answer_prefix, item.max_new_tokens) for item in items
     ]
+    batches = _batches(prompts, generator, out / BATCHES_FILE)
+    unfinished = [batch for batch in batches if any(items[i].id not in outcomes for i in batch)]
     # Unbuffered: each line is written whole by one call.
-    with file.open("ab", buffering=0) as lines:
-        for index, completion in generator.complete(prompts, skip=frozenset(done)):
+    with (out / ITEMS_FILE).open("ab", buffering=0) as lines:
+        for index, completion in generator.complete(prompts, unfinished):
             item = items[index]
+            # The kill came between the lines of a batch.
             if item.id in outcomes:
                 continue
             outcome = _outcome(item, completion)
@@ -162,6 +166,14 @@ def _generate(
     missing = [item.id for item in items if item.id not in outcomes]
     if missing:
         raise AssertionError(f"the generator left out {len(missing)} items, such as {missing[0]}")
+
+
+def _batches(prompts: list[Prompt], generator: Generator, file: Path) -> list[list[int]]:
+    """The batches of the run: as many prompts as memory allowed when it was begun."""
+    if not file.exists():
+        _replace(file, iter([json.dumps(generator.batches(prompts)) + "\n"]))
+    batches: list[list[int]] = json.loads(file.read_text(encoding="utf-8"))
+    return batches
 
 
 def _outcome(item: Item, completion: Completion) -> Outcome:
