@@ -1,6 +1,5 @@
 """A run: perfect, random and empty answers, figures, and going on after a kill."""
 
-import io
 import json
 import multiprocessing
 import random
@@ -9,31 +8,16 @@ import time
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from focusft.errors import ConfigError, DataError
 from focusft.evaluation import ruler
 from focusft.evaluation.babilong import labels_of
 from focusft.evaluation.items import make_items
-from focusft.evaluation.run import run_suite
 from focusft.evaluation.statistics import wilson_interval
 from focusft.evaluation.worlds import TASKS as BABI_TASKS
-from tests.evaluation.scripted import Scripted
+from tests.evaluation.scripted import Scripted, answers_by, perfect, run
 
 FORK = multiprocessing.get_context("fork")
-QUIET = Console(file=io.StringIO())
-
-
-def answers_by(items, answer):
-    """A script that finds the item of a prompt."""
-    by_prompt = {item.prompt: item for item in items}
-    return lambda prompt: answer(by_prompt[prompt.messages[0]["content"]])
-
-
-def run(items, out, generator, **config):
-    return run_suite(
-        items, generator, out, QUIET, config={"seed": 42} | config, versions={"focusft": "0"}
-    )
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +27,6 @@ def sets(smollm2):
         suite: make_items(suite, tokenizer=smollm2, lengths=[512, 1024], samples=samples)
         for suite, samples in (("babilong", 30), ("ruler", 3))
     }
-
-
-def perfect(item):
-    return ", ".join(item.references)
 
 
 @pytest.mark.parametrize("suite", ["babilong", "ruler"])
