@@ -86,6 +86,11 @@ class Limits:
         return self.max_new_tokens + self.thinking_budget + len(self.tags.forced) + 1
 
 
+def thinking_room(tokenizer: PreTrainedTokenizerBase, budget: int | None) -> int:
+    """Most tokens that thinking with a budget takes, on top of the answer's."""
+    return Limits(frozenset(), 0, ThinkingTags.of(tokenizer), budget).room
+
+
 class Answer:
     """The tokens that are written in answer to one prompt.
 

@@ -69,7 +69,7 @@ def run_suite(
         outcomes = _outcomes(chosen, out / ITEMS_FILE)
         if len(outcomes) < len(chosen):
             results_file.unlink(missing_ok=True)
-            prompts = [_prompt(item) for item in chosen]
+            prompts = [_prompt(item, items.header["thinking_tokens"]) for item in chosen]
             batches = _batches(prompts, generator, out, settings)
             _generate(chosen, prompts, batches, outcomes, generator, out / ITEMS_FILE, progress)
     pairs = [(item, outcomes[item.id]) for item in chosen]
@@ -117,6 +117,7 @@ def _outcomes(items: list[Item], file: Path) -> dict[str, Outcome]:
                 row = json.loads(line)
                 outcome = Outcome(
                     output=row["output"],
+                    thinking=row["thinking"],
                     score=Score(row["score"], row["score_lenient"], row["no_answer"]),
                     prompt_tokens=row["tokens"],
                     output_tokens=row["output_tokens"],
@@ -135,8 +136,9 @@ def _outcomes(items: list[Item], file: Path) -> dict[str, Outcome]:
     return outcomes
 
 
-def _prompt(item: Item) -> Prompt:
-    return Prompt(tuple(item.messages), item.answer_prefix, item.max_new_tokens, sample=0)
+def _prompt(item: Item, thinking_tokens: int) -> Prompt:
+    answer_tokens = item.max_new_tokens - thinking_tokens
+    return Prompt(tuple(item.messages), item.answer_prefix, answer_tokens, sample=0)
 
 
 def _batches(
@@ -192,6 +194,7 @@ def _generate(
 def _outcome(item: Item, completion: Completion) -> Outcome:
     return Outcome(
         output=completion.text,
+        thinking=completion.thinking,
         score=score_output(item, completion.text),
         prompt_tokens=completion.prompt_tokens,
         output_tokens=completion.tokens,
@@ -210,6 +213,7 @@ def _line(item: Item, outcome: Outcome, **times: float) -> str:
         "answer_prefix": item.answer_prefix,
         "question": item.question,
         "references": item.references,
+        "thinking": outcome.thinking,
         "output": outcome.output,
         "score": outcome.score.score,
         "score_lenient": outcome.score.lenient,
