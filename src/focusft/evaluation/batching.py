@@ -28,6 +28,7 @@ class BatchSizes:
 
     Attributes:
         prefill_tokens: Most tokens of one prefill call.
+        most: Most prompts of a batch; less after memory has run out.
     """
 
     def __init__(self, model: PreTrainedModel, fixed: int | None) -> None:
@@ -45,7 +46,7 @@ class BatchSizes:
         self.bytes_per_token = _bytes_per_token(model)
         self._model = model
         self._fixed = fixed
-        self._most = fixed or (MOST_ROWS_ON_CPU if on_cpu else MOST_ROWS)
+        self.most = fixed or (MOST_ROWS_ON_CPU if on_cpu else MOST_ROWS)
 
     def next(self, lengths: Sequence[int]) -> int:
         """Size of the next batch.
@@ -54,7 +55,7 @@ class BatchSizes:
             lengths: Most tokens, answer included, of each prompt that waits, the longest first.
         """
         if self._fixed is not None:
-            return min(self._most, len(lengths))
+            return min(self.most, len(lengths))
         in_flight = max(self.prefill_tokens, lengths[0])
         config = self._model.config.get_text_config(decoder=True)
         activations = _HIDDEN_SIZES_IN_FLIGHT * config.hidden_size * self._model.dtype.itemsize
@@ -64,7 +65,7 @@ class BatchSizes:
         logits = 5 * 8 * config.vocab_size
         room = _MEMORY_SHARE * free_memory(self._model.device) - prefill
         fitting = max(1, int(room // (lengths[0] * self.bytes_per_token + logits)))
-        return min(fitting, self._most, len(lengths))
+        return min(fitting, self.most, len(lengths))
 
     def halve(self, size: int, tokens: int) -> None:
         """Make batches smaller after one of `size` prompts has run out of memory.
@@ -77,7 +78,7 @@ class BatchSizes:
                 f"out of memory: a single prompt of {tokens} tokens does not fit; use shorter "
                 "prompts, a smaller model, or bfloat16"
             )
-        self._most = size // 2
+        self.most = size // 2
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
 

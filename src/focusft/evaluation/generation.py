@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, get_args
@@ -85,8 +86,19 @@ class Generator(Protocol):
     def describe(self) -> dict[str, Any]:
         """What a results file says of it: backend, model, dtype, sampling and so on."""
 
-    def complete(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Completion]]:
+    def batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Which prompts are best answered together: the indices of each batch."""
+
+    def complete(
+        self, prompts: Sequence[Prompt], batches: Sequence[Sequence[int]] | None = None
+    ) -> Iterator[tuple[int, Completion]]:
         """Go on from prompts.
+
+        Args:
+            prompts: What to go on from.
+            batches: Indices of those that are to be answered, and which of them together: the
+                batch has an effect on the last digits of the logits. If None, all of them, as
+                `batches` puts them together.
 
         Yields:
             The index of a prompt and its completion, as they are done, in any order.
@@ -234,6 +246,7 @@ class LocalGenerator:
         return {
             "backend": "transformers",
             "model": self.model.name_or_path,
+            "weights_sha256": weights_fingerprint(self.model),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.model.device.type,
             "attention": self.model.config._attn_implementation,
@@ -246,8 +259,29 @@ class LocalGenerator:
             "thinking_budget": self.thinking_budget,
         }
 
-    def complete(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Completion]]:
-        """Go on from prompts, the longest first, so that a lack of memory shows at once.
+    def batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """As many prompts together as memory holds, the longest first: a lack shows at once.
+
+        Raises:
+            DataError: As in `complete`.
+        """
+        waiting = [self._job(index, prompt) for index, prompt in enumerate(prompts)]
+        waiting.sort(key=lambda job: -job.length)
+        batches = []
+        while waiting:
+            size = self._sizes.next([job.length for job in waiting])
+            batches.append([job.index for job in waiting[:size]])
+            waiting = waiting[size:]
+        return batches
+
+    def complete(
+        self, prompts: Sequence[Prompt], batches: Sequence[Sequence[int]] | None = None
+    ) -> Iterator[tuple[int, Completion]]:
+        """Go on from prompts, batch by batch; one that memory does not hold is cut in two.
+
+        Args:
+            prompts: What to go on from.
+            batches: As in `Generator.complete`.
 
         Yields:
             The index of a prompt and its completion, batch by batch.
@@ -257,20 +291,23 @@ class LocalGenerator:
                 template refuses a conversation. Nothing is generated then.
             UserError: Not even one prompt fits into memory.
         """
-        waiting = [self._job(index, prompt) for index, prompt in enumerate(prompts)]
-        waiting.sort(key=lambda job: -job.length)
+        if batches is None:
+            batches = self.batches(prompts)
+        waiting = deque([self._job(index, prompts[index]) for index in batch] for batch in batches)
         while waiting:
-            size = self._sizes.next([job.length for job in waiting])
-            batch = waiting[:size]
+            batch = waiting.popleft()
+            if rest := batch[self._sizes.most :]:
+                waiting.appendleft(rest)
+                batch = batch[: self._sizes.most]
             started = time.perf_counter()
             try:
                 answers = self._answer(batch)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                self._sizes.halve(size, batch[0].length)
+                self._sizes.halve(len(batch), batch[0].length)
+                waiting.appendleft(batch)
                 continue
-            waiting = waiting[size:]
             seconds = time.perf_counter() - started
             costs = [
                 job.prompt_tokens + len(answer.tokens)
@@ -345,6 +382,16 @@ class LocalGenerator:
     def _text(self, tokens: Sequence[int]) -> str:
         kept = [token for token in tokens if token not in self._dropped_ids]
         return str(self.tokenizer.decode(kept, skip_special_tokens=False))
+
+
+def weights_fingerprint(model: PreTrainedModel) -> str:
+    """Hash of 64 values of every weight: training changes it, a copy to another place does not."""
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        values = weight.flatten()[:: max(1, weight.numel() // 64)]
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        digest.update(values.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _check_thinking_budget(budget: int, tags: ThinkingTags | None) -> None:

@@ -108,8 +108,18 @@ class ServerGenerator:
             "concurrency": self.concurrency,
         }
 
-    def complete(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Completion]]:
+    def batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Each prompt alone: the server puts together what it likes."""
+        return [[index] for index in range(len(prompts))]
+
+    def complete(
+        self, prompts: Sequence[Prompt], batches: Sequence[Sequence[int]] | None = None
+    ) -> Iterator[tuple[int, Completion]]:
         """Go on from prompts, several at a time.
+
+        Args:
+            prompts: What to go on from.
+            batches: Those that are to be answered; all if None.
 
         Yields:
             The index of a prompt and its completion, as they are done.
@@ -118,15 +128,20 @@ class ServerGenerator:
             UserError: The server cannot be reached, refuses a request, or does not go on from
                 what it was sent.
         """
-        if not prompts:
+        chosen = [
+            index
+            for batch in (self.batches(prompts) if batches is None else batches)
+            for index in batch
+        ]
+        if not chosen:
             return
+        first, *others = chosen
         # The first answer shows what the server can do.
-        yield 0, self._complete(0, prompts[0])
+        yield first, self._complete(first, prompts[first])
         executor = ThreadPoolExecutor(self.concurrency)
         try:
             futures = {
-                executor.submit(self._complete, index, prompts[index]): index
-                for index in range(1, len(prompts))
+                executor.submit(self._complete, index, prompts[index]): index for index in others
             }
             for future in as_completed(futures):
                 yield futures[future], future.result()
