@@ -6,10 +6,10 @@ import time
 
 import pytest
 
+from focusft.data.multiple_choice import Question
 from focusft.errors import ConfigError
 from focusft.evaluation.agent import (
     Budget,
-    Question,
     Reply,
     Tool,
     ToolOutput,

@@ -23,28 +23,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from focusft.data.multiple_choice import CODE_INTERPRETER, Question
+from focusft.data.rows import Message
 from focusft.errors import ConfigError
 from focusft.evaluation.sandbox import Result, Sandbox, cut_middle, run
 from focusft.evaluation.statistics import wilson_interval
 from focusft.evaluation.tool_calls import BrokenCall, ToolCall, parse_tool_calls
-
-Message = dict[str, Any]
-
-CODE_INTERPRETER: dict[str, Any] = {
-    "type": "function",
-    "function": {
-        "name": "code_interpreter",
-        "description": (
-            "Runs Python code in a fresh interpreter and returns what it prints and the value of "
-            "its last expression."
-        ),
-        "parameters": {
-            "type": "object",
-            "properties": {"code": {"type": "string", "description": "The Python code to run."}},
-            "required": ["code"],
-        },
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -329,25 +313,6 @@ def _add_turn(
     for id_, call, answer in zip(ids, good, answers, strict=False):
         message = {"role": "tool", "name": call.name, "tool_call_id": id_, "content": answer}
         episode.messages.append(message)
-
-
-@dataclass(frozen=True)
-class Question:
-    """A multiple-choice question.
-
-    Attributes:
-        id: Its name in the results, unique in its set.
-        text: The question alone.
-        options: The options in the order in which they are shown.
-        answer: Letter of the right option.
-        domain: Subject, as the prompt names it; may be empty.
-    """
-
-    id: str
-    text: str
-    options: tuple[str, ...]
-    answer: str
-    domain: str = ""
 
 
 def evaluate(
