@@ -27,7 +27,7 @@ from transformers import (
 from focusft.analysis.dilution import measure_dilution
 from focusft.data import ConversationCollator, prepare_dataset
 from focusft.data.synthetic import LOCATIONS, Split, make_conversations
-from focusft.evaluation.generation import generate_greedily
+from focusft.evaluation.generation import LocalGenerator, Prompt
 from focusft.evaluation.statistics import wilson_interval
 from focusft.training.config import FocuSFTConfig
 from focusft.training.models import load_model, load_tokenizer
@@ -213,11 +213,9 @@ def _measure(
     with _progress(console) as progress:
         task = progress.add_task(title, total=len(rows) + len(dataset))
         answers = [""] * len(rows)
-        prompts = [row["messages"][:-1] for row in rows]
-        for index, answer in generate_greedily(
-            model, tokenizer, prompts, max_new_tokens=8, batch_size=8
-        ):
-            answers[index] = answer
+        prompts = [Prompt(tuple(row["messages"][:-1]), max_new_tokens=8) for row in rows]
+        for index, completion in LocalGenerator(model, tokenizer).complete(prompts):
+            answers[index] = completion.text
             progress.advance(task)
         total_loss, total_tokens = 0.0, 0.0
         for batch in batches:

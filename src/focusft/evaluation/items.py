@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from focusft.data.tokenise import tokenizer_fingerprint
 from focusft.errors import ConfigError, DataError
 from focusft.evaluation import babilong, ruler
+from focusft.evaluation.generation import Prompt, encode
 from focusft.evaluation.haystack import (
     DoesNotFitError,
     Draft,
@@ -105,20 +106,12 @@ def prompt_ids(
         chat: Whether the chat template wraps the prompt.
         template_options: More arguments of the chat template, such as enable_thinking.
     """
-    text = prompt
-    if chat:
-        text = str(
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}],
-                tokenize=False,
-                add_generation_prompt=True,
-                **(template_options or {}),
-            )
-        )
-    # A chat template writes the special tokens itself.
-    encoded = tokenizer(text + answer_prefix, add_special_tokens=not chat, verbose=False)
-    ids: list[int] = encoded["input_ids"]
-    return ids
+    return encode(
+        tokenizer,
+        Prompt(({"role": "user", "content": prompt},), answer_prefix),
+        chat=chat,
+        template_options=template_options,
+    )
 
 
 @dataclass(frozen=True)
