@@ -100,6 +100,16 @@ def labels_of(task: str) -> tuple[str, ...]:
     return _LABELS[task]
 
 
+def gives_answer(task: str, question: str, output: str) -> bool:
+    """Whether an output names any label, right or wrong, that the question does not name.
+
+    Raises:
+        ConfigError: There is no such task.
+    """
+    labels = {label.lower() for label in labels_of(task)}
+    return bool((labels - _words(question)) & _words(output.rpartition("</think>")[2]))
+
+
 def draft_item(
     task: str, index: int, *, seed: int, budget: int, prose: Prose, count: CountTokens
 ) -> Draft:

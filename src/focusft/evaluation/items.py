@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -311,12 +312,15 @@ def make_items(
     )
 
 
-def write_items(items: ItemSet, folder: str | Path) -> dict[str, Any]:
+def write_items(
+    items: ItemSet, folder: str | Path, advance: Callable[[], object] = lambda: None
+) -> dict[str, Any]:
     """Write the items and then their manifest.
 
     Args:
         items: From `make_items`.
         folder: Where `prompts.jsonl` and `manifest.json` go; it is made if it is not there.
+        advance: Called after each item, for a progress bar.
 
     Returns:
         The manifest: the header, and under "cells" the true token counts and fill rates of each
@@ -336,6 +340,7 @@ def write_items(items: ItemSet, folder: str | Path) -> dict[str, Any]:
             file.write(line)
             digest.update(line)
             cells.setdefault(item.task, {}).setdefault(str(item.length), _Cell()).add(item)
+            advance()
     manifest = items.header | {
         "prompts_sha256": digest.hexdigest(),
         "cells": {
@@ -379,6 +384,29 @@ def length_label(length: int) -> str:
     if thousands >= 1000:
         return f"{thousands // 1000}M"
     return f"{thousands}k"
+
+
+def length_name(length: int) -> str:
+    """A length for people: "512", "1k", "1.5k", "128k", "1M"."""
+    for unit, letter in ((1 << 20, "M"), (1 << 10, "k")):
+        if length >= unit and length * 2 % unit == 0:
+            return f"{length / unit:g}{letter}"
+    return str(length)
+
+
+def parse_length(text: str) -> int:
+    """Tokens from "4096", "4k" (4096), "0.5k" (512) or "1M" (1048576).
+
+    Raises:
+        ConfigError: It is no length.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmM]?)", text.strip())
+    if match is None:
+        raise ConfigError(f"--lengths: '{text}' is no length; write tokens as 512, 0.5k, 4k or 1M")
+    tokens = float(match[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20}[match[2].lower()]
+    if not tokens.is_integer():
+        raise ConfigError(f"--lengths: '{text}' is no whole number of tokens")
+    return int(tokens)
 
 
 class _Cell:

@@ -1,0 +1,154 @@
+"""`focusft eval`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from focusft.cli.shared import add_command, make_console, quiet_libraries
+from focusft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from focusft.evaluation.generation import Generator
+
+
+def add_to(commands: Any) -> None:
+    """Add the command."""
+    command = add_command(commands, "eval", "score a model on BABILong or RULER")
+    command.add_argument(
+        "model", nargs="?", help="hub id, folder, GGUF file or smollm2; not needed to compare"
+    )
+    command.add_argument("--suite", help="babilong or ruler")
+    command.add_argument("--tasks", help="such as qa1,qa2 or vt,cwe; all of the suite if not given")
+    command.add_argument("--lengths", default="1k,2k,4k", help="tokens: 512, 0.5k, 1k (1024), 1M")
+    command.add_argument("--samples", type=int, default=100, help="items per task and length")
+    command.add_argument("--seed", type=int, default=42, help="seed of items and sampling")
+    command.add_argument("--out", type=Path, required=True, help="folder of the run; goes on there")
+    command.add_argument("--compare", type=Path, help="folder of a finished run to subtract")
+    _add_generation(command.add_argument_group("generation"))
+    _add_server(command.add_argument_group("server"))
+    _add_corpora(command.add_argument_group("corpora, instead of built-in stand-ins"))
+    command.set_defaults(run=_eval)
+
+
+def _add_generation(group: Any) -> None:
+    group.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
+    group.add_argument("--batch_size", type=int, help="prompts at once; by memory if not given")
+    group.add_argument(
+        "--prefill",
+        default="causal",
+        choices=["causal", "bidirectional"],
+        help="attention among context tokens; bidirectional as in training",
+    )
+    group.add_argument(
+        "--chat",
+        action=argparse.BooleanOptionalAction,
+        help="use the chat template; where there is one if not given",
+    )
+    group.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    group.add_argument("--top_p", type=float, default=1.0, help="nucleus, where temperature > 0")
+    group.add_argument(
+        "--max_new_tokens", type=int, help="longest answer; as the benchmark has it if not given"
+    )
+    group.add_argument("--thinking_budget", type=int, help="most tokens before </think>")
+
+
+def _add_server(group: Any) -> None:
+    group.add_argument("--server", help="URL of an OpenAI-compatible server, such as vLLM")
+    group.add_argument("--server_model", help="the model's name there; MODEL's tokenizer counts")
+
+
+def _add_corpora(group: Any) -> None:
+    group.add_argument("--prose", nargs="+", default=[], help="books or essays, .txt or .json")
+    group.add_argument("--squad", help="SQuAD v2 dev file for ruler's qa_1")
+    group.add_argument("--hotpotqa", help="HotpotQA distractor file for ruler's qa_2")
+    group.add_argument("--babilong_data", help="file or folder of the published BABILong data")
+
+
+def _eval(options: argparse.Namespace, _: list[str]) -> None:
+    console = make_console()
+    if options.model is not None:
+        _run(options, console)
+    elif options.compare is None:
+        raise ConfigError("MODEL: none is given; name one, or compare two finished runs")
+    if options.compare is not None:
+        _compare(options, console)
+
+
+def _run(options: argparse.Namespace, console: Console) -> None:
+    from focusft.evaluation.figures import write_figures
+    from focusft.evaluation.items import make_items, parse_length
+    from focusft.evaluation.run import run_suite
+    from focusft.evaluation.tables import results_table
+    from focusft.training.models import load_tokenizer
+    from focusft.training.provenance import versions
+
+    if options.suite is None:
+        raise ConfigError("--suite: none is given; use babilong or ruler")
+    if (options.server is None) != (options.server_model is None):
+        raise ConfigError("--server and --server_model belong together; give both or neither")
+    quiet_libraries()
+    tokenizer = load_tokenizer(options.model)
+    items = make_items(
+        options.suite,
+        tokenizer=tokenizer,
+        lengths=[parse_length(text) for text in options.lengths.split(",")],
+        samples=options.samples,
+        seed=options.seed,
+        tasks=options.tasks.split(",") if options.tasks else None,
+        chat=options.chat,
+        max_new_tokens=options.max_new_tokens,
+        prose=options.prose,
+        squad=options.squad,
+        hotpotqa=options.hotpotqa,
+        babilong_data=options.babilong_data,
+    )
+    left_out = ("run", "command", "out", "compare")
+    config = {name: value for name, value in vars(options).items() if name not in left_out}
+    config |= {"tasks": items.tasks, "lengths": items.lengths, "chat": items.header["chat"]}
+    results = run_suite(
+        items,
+        _generator(options, tokenizer, chat=config["chat"]),
+        options.out,
+        console,
+        config=config,
+        versions=versions(),
+    )
+    write_figures(results, options.out)
+    console.print(results_table(results))
+    console.print(f"results, outputs and figures: {options.out}", soft_wrap=True)
+
+
+def _generator(options: argparse.Namespace, tokenizer: Any, *, chat: bool) -> Generator:
+    from focusft.evaluation.generation import LocalGenerator, Sampling
+    from focusft.training.models import load_model
+
+    sampling = Sampling(options.temperature, options.top_p, options.seed)
+    if options.server is not None:
+        from focusft.evaluation.server import ServerGenerator
+
+        return ServerGenerator(
+            options.server, options.server_model, tokenizer, chat=chat, sampling=sampling
+        )
+    return LocalGenerator(
+        load_model(options.model, dtype=options.dtype),
+        tokenizer,
+        chat=chat,
+        prefill=options.prefill,
+        sampling=sampling,
+        batch_size=options.batch_size,
+        thinking_budget=options.thinking_budget,
+    )
+
+
+def _compare(options: argparse.Namespace, console: Console) -> None:
+    from focusft.evaluation.compare import compare_runs, comparison_table
+    from focusft.training.provenance import write_json
+
+    comparison = compare_runs(options.out, options.compare)
+    write_json(options.out / "comparison.json", comparison)
+    console.print(comparison_table(comparison))
+    console.print(f"differences: {options.out / 'comparison.json'}", soft_wrap=True)
