@@ -29,7 +29,6 @@ def add_to(commands: Any) -> None:
     command.add_argument("--out", type=Path, required=True, help="folder of the run; goes on there")
     command.add_argument("--compare", type=Path, help="folder of a finished run to subtract")
     _add_generation(command.add_argument_group("generation"))
-    _add_server(command.add_argument_group("server"))
     _add_corpora(command.add_argument_group("corpora, instead of built-in stand-ins"))
     command.set_defaults(run=_eval)
 
@@ -40,7 +39,7 @@ def _add_generation(group: Any) -> None:
     group.add_argument(
         "--prefill",
         default="causal",
-        choices=["causal", "bidirectional"],
+        choices=["causal"],
         help="attention among context tokens; bidirectional as in training",
     )
     group.add_argument(
@@ -53,12 +52,6 @@ def _add_generation(group: Any) -> None:
     group.add_argument(
         "--max_new_tokens", type=int, help="longest answer; as the benchmark has it if not given"
     )
-    group.add_argument("--thinking_budget", type=int, help="most tokens before </think>")
-
-
-def _add_server(group: Any) -> None:
-    group.add_argument("--server", help="URL of an OpenAI-compatible server, such as vLLM")
-    group.add_argument("--server_model", help="the model's name there; MODEL's tokenizer counts")
 
 
 def _add_corpora(group: Any) -> None:
@@ -88,8 +81,6 @@ def _run(options: argparse.Namespace, console: Console) -> None:
 
     if options.suite is None:
         raise ConfigError("--suite: none is given; use babilong or ruler")
-    if (options.server is None) != (options.server_model is None):
-        raise ConfigError("--server and --server_model belong together; give both or neither")
     quiet_libraries()
     tokenizer = load_tokenizer(options.model)
     items = make_items(
@@ -127,20 +118,12 @@ def _generator(options: argparse.Namespace, tokenizer: Any, *, chat: bool) -> Ge
     from focusft.training.models import load_model
 
     sampling = Sampling(options.temperature, options.top_p, options.seed)
-    if options.server is not None:
-        from focusft.evaluation.server import ServerGenerator
-
-        return ServerGenerator(
-            options.server, options.server_model, tokenizer, chat=chat, sampling=sampling
-        )
     return LocalGenerator(
         load_model(options.model, dtype=options.dtype),
         tokenizer,
         chat=chat,
-        prefill=options.prefill,
         sampling=sampling,
         batch_size=options.batch_size,
-        thinking_budget=options.thinking_budget,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -84,8 +85,19 @@ class Generator(Protocol):
     def describe(self) -> dict[str, Any]:
         """What a results file says of it: backend, model, dtype, sampling and so on."""
 
-    def complete(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Completion]]:
+    def batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Which prompts are best answered together: the indices of each batch."""
+
+    def complete(
+        self, prompts: Sequence[Prompt], batches: Sequence[Sequence[int]] | None = None
+    ) -> Iterator[tuple[int, Completion]]:
         """Go on from prompts.
+
+        Args:
+            prompts: What to go on from.
+            batches: Indices of those that are to be answered, and which of them together: the
+                batch has an effect on the last digits of the logits. If None, all of them, as
+                `batches` puts them together.
 
         Yields:
             The index of a prompt and its completion, as they are done, in any order.
@@ -253,7 +265,7 @@ class LocalGenerator:
         self._stop_ids = _stop_ids(model, tokenizer)
         self._dropped_ids = _special_ids(tokenizer)
         self._bytes_per_token = _bytes_per_token(model)
-        self._most_rows = _MOST_ROWS.get(model.device.type, _MOST_ROWS_ELSEWHERE)
+        self._most_rows = batch_size or _MOST_ROWS.get(model.device.type, _MOST_ROWS_ELSEWHERE)
         self._prefill_tokens = _PREFILL_TOKENS.get(model.device.type, _PREFILL_TOKENS_ELSEWHERE)
         self._draws = random.Random(f"{self.sampling.seed}")
 
@@ -262,6 +274,7 @@ class LocalGenerator:
         return {
             "backend": "transformers",
             "model": self.model.name_or_path,
+            "weights_sha256": weights_fingerprint(self.model),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.model.device.type,
             "attention": self.model.config._attn_implementation,
@@ -271,8 +284,32 @@ class LocalGenerator:
             "batch_size": self.batch_size or "auto",
         }
 
-    def complete(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Completion]]:
-        """Go on from prompts, the longest first, so that a lack of memory shows at once.
+    def batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Prompts of about the same length together, the longest first: lack of memory shows soon.
+
+        Raises:
+            DataError: As in `complete`.
+        """
+        tokens = [len(self._encode(*pair).input_ids) for pair in enumerate(prompts)]
+        waiting = sorted(range(len(prompts)), key=lambda index: -tokens[index])
+        batches = []
+        while waiting:
+            size = self.batch_size or self._size_of_next(
+                [tokens[index] + prompts[index].max_new_tokens for index in waiting]
+            )
+            size = min(size, self._most_rows)
+            batches.append(waiting[:size])
+            waiting = waiting[size:]
+        return batches
+
+    def complete(
+        self, prompts: Sequence[Prompt], batches: Sequence[Sequence[int]] | None = None
+    ) -> Iterator[tuple[int, Completion]]:
+        """Go on from prompts, batch by batch; a batch that memory does not hold is cut in two.
+
+        Args:
+            prompts: What to go on from.
+            batches: As in `Generator.complete`.
 
         Yields:
             The index of a prompt and its completion, batch by batch.
@@ -282,14 +319,15 @@ class LocalGenerator:
                 template refuses a conversation. Nothing is generated then.
             UserError: Not even one prompt fits into memory.
         """
-        encoded = [self._encode(number, prompt) for number, prompt in enumerate(prompts)]
-        waiting = sorted(range(len(prompts)), key=lambda index: -len(encoded[index].input_ids))
+        waiting = deque(self.batches(prompts) if batches is None else batches)
+        encoded = {
+            index: self._encode(index, prompts[index]) for batch in waiting for index in batch
+        }
         while waiting:
-            size = self.batch_size or self._size_of_next(
-                [len(encoded[i].input_ids) + prompts[i].max_new_tokens for i in waiting]
-            )
-            size = min(size, len(waiting), self._most_rows)
-            indices = waiting[:size]
+            indices = waiting.popleft()
+            if rest := indices[self._most_rows :]:
+                waiting.appendleft(rest)
+                indices = indices[: self._most_rows]
             started = time.perf_counter()
             try:
                 answers = self._answer(
@@ -298,9 +336,9 @@ class LocalGenerator:
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
-                self._make_room(size, len(encoded[indices[0]].input_ids))
+                self._make_room(len(indices), len(encoded[indices[0]].input_ids))
+                waiting.appendleft(indices)
                 continue
-            waiting = waiting[size:]
             seconds = time.perf_counter() - started
             costs = [
                 len(encoded[index].input_ids) + len(answer.tokens)
@@ -381,6 +419,16 @@ class LocalGenerator:
     def _text(self, tokens: Sequence[int]) -> str:
         kept = [token for token in tokens if token not in self._dropped_ids]
         return str(self.tokenizer.decode(kept, skip_special_tokens=False))
+
+
+def weights_fingerprint(model: PreTrainedModel) -> str:
+    """Hash of 64 values of every weight: training changes it, a copy to another place does not."""
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        values = weight.flatten()[:: max(1, weight.numel() // 64)]
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        digest.update(values.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

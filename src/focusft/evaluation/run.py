@@ -146,7 +146,8 @@ def _generate(
         note=f"{len(outcomes)}/{len(items)} items",
     )
     prompts = [
-        Prompt(tuple(item.messages), item.answer_prefix, item.max_new_tokens) for item in items
+        Prompt(tuple(item.messages), item.answer_prefix, item.max_new_tokens, sample=0)
+        for item in items
     ]
     batches = _batches(prompts, generator, out / BATCHES_FILE)
     unfinished = [batch for batch in batches if any(items[i].id not in outcomes for i in batch)]
