@@ -1,4 +1,4 @@
-"""`focusft eval --suite agent`."""
+"""`focusft eval --suite agent`: questions solved with a Python tool, and without."""
 
 from __future__ import annotations
 
@@ -14,8 +14,20 @@ if TYPE_CHECKING:
 
     from focusft.evaluation.generation import Generator
 
-# Those of the published evaluation.
-TEMPERATURE, TOP_P, MAX_NEW_TOKENS = 1.0, 0.6, 20_480
+# Options of the other suites or with a meaning of their own for each.
+_NOT_OURS = ("run", "command", "out", "compare", "lengths", "chat")
+_CORPORA = ("prose", "squad", "hotpotqa", "babilong_data")
+# Of `add_agent_options`; not part of the settings of the other suites.
+AGENT_OPTIONS = (
+    "questions",
+    "no_tools",
+    "both",
+    "turns",
+    "max_context",
+    "sandbox",
+    "code_may_read_and_delete_my_files",
+    "output_characters",
+)
 
 
 def add_agent_options(group: Any) -> None:
@@ -42,19 +54,52 @@ def run_agent(
     console: Console,
     tokenizer: Any,
     make_generator: Callable[[], Generator],
-    context_tokens: Callable[[Generator], int | None],
 ) -> None:
-    """Run the suite."""
-    from focusft.evaluation.agent import code_interpreter
+    """Run the suite and print its table."""
+    from focusft.evaluation.agent import Budget, code_interpreter
+    from focusft.evaluation.agent_backend import GeneratorBackend
+    from focusft.evaluation.agent_run import Mode, results_table, run_agent_suite
+    from focusft.evaluation.generation import LocalGenerator
     from focusft.evaluation.questions import load_questions, select_questions
+    from focusft.training.provenance import versions
 
     if options.questions is None:
         raise ConfigError("--questions: none is given; --suite agent needs a file or hub id")
+    if options.chat is False:
+        raise ConfigError("--no-chat: the tool loop needs the chat template; leave it out")
+    if options.compare is not None:
+        raise ConfigError("--compare: is for babilong and ruler; compare the results.json instead")
     if options.samples < 1:
         raise ConfigError(f"--samples: {options.samples} is less than 1")
     questions = load_questions(options.questions, seed=options.seed)
     if options.tasks:
         questions = select_questions(questions, options.tasks.split(","))
+    modes: tuple[Mode, ...] = ("tools", "no_tools") if options.both else ("tools",)
+    if options.no_tools:
+        modes = ("no_tools",)
     tool = code_interpreter(chosen_sandbox(options), output_characters=options.output_characters)
-    # Before the model is loaded: a sandbox that does not work ends the run here.
-    tool.call({"code": "1"})
+    if "tools" in modes:
+        # A sandbox that does not work ends the run here, before the model is loaded.
+        tool.call({"code": "1"})
+    budget = Budget(turns=options.turns, tokens=options.max_new_tokens)
+    generator = make_generator()
+    context_tokens = options.max_context
+    if context_tokens is None and isinstance(generator, LocalGenerator):
+        config = generator.model.config.get_text_config(decoder=True)
+        context_tokens = config.to_dict().get("max_position_embeddings")
+    left_out = {*_NOT_OURS, *_CORPORA}
+    results = run_agent_suite(
+        questions,
+        GeneratorBackend(generator, tokenizer, context_tokens=context_tokens),
+        tool,
+        options.out,
+        console,
+        modes=modes,
+        samples=options.samples,
+        budget=budget,
+        batch_size=options.batch_size or 32,
+        config={name: value for name, value in vars(options).items() if name not in left_out},
+        versions=versions(),
+    )
+    console.print(results_table(results))
+    console.print(f"results and transcripts: {options.out}", soft_wrap=True)
