@@ -349,6 +349,11 @@ def test_the_sandbox_dies_with_its_parent(tmp_path):
     process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
     pid = int(process.stdout.readline())
     handle = os.pidfd_open(pid)
+    # While bubblewrap sets up, its two processes wait for each other and are not yet bound.
+    deadline = time.monotonic() + 10
+    while b"python" not in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
     process.kill()
     process.wait()
     process.stdout.close()
