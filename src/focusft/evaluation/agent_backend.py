@@ -72,6 +72,8 @@ class GeneratorBackend:
                 prompt = replace(prompt, max_new_tokens=min(prompt.max_new_tokens, room))
             if prompt.max_new_tokens > 0:
                 prompts[index] = prompt
+        if not prompts:
+            return replies
         indices = list(prompts)
         for place, answer in self.generator.complete(list(prompts.values())):
             replies[indices[place]] = Reply(answer.text, answer.tokens, answer.truncated)
