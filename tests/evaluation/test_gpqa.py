@@ -5,8 +5,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from focusft.data.multiple_choice import ask
 from focusft.errors import DataError
-from focusft.evaluation.gpqa import COLUMNS, ask, load_gpqa
+from focusft.evaluation.gpqa import COLUMNS, load_gpqa
 
 # Made for this test; no question of GPQA.
 ROWS = [

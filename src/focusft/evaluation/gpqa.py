@@ -17,8 +17,8 @@ import pyarrow
 import pyarrow.parquet
 
 from focusft.data.hub import is_hub_name, load_hub
+from focusft.data.multiple_choice import Question
 from focusft.errors import DataError
-from focusft.evaluation.agent import Message, Question
 
 _OPTIONS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 _DOMAIN = "High-level domain"
@@ -56,31 +56,6 @@ def load_gpqa(source: str | Path, *, seed: int = 0) -> list[Question]:
     if not questions:
         raise DataError(f"{source}: has no rows; name a file with questions")
     return questions
-
-
-def ask(question: Question, *, with_tools: bool) -> list[Message]:
-    r"""The messages that ask a question.
-
-    Args:
-        question: The question.
-        with_tools: Whether the prompt speaks of the code interpreter.
-    """
-    subject = f"{question.domain.lower()} " if question.domain else ""
-    tool = (
-        "You can call the code_interpreter tool to run Python code; each call starts afresh and "
-        "returns what the code prints. "
-        if with_tools
-        else ""
-    )
-    options = "\n".join(
-        f"({chr(ord('A') + number)}) {option}" for number, option in enumerate(question.options)
-    )
-    text = (
-        f"Solve the following {subject}problem step by step. {tool}"
-        "End with the letter of the right option in \\boxed{}, for example \\boxed{A}.\n\n"
-        f"{question.text}\n\n{options}"
-    )
-    return [{"role": "user", "content": text}]
 
 
 def _cell(row: dict[str, Any], name: str, where: str) -> str:
