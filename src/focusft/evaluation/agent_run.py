@@ -20,7 +20,7 @@ from focusft.errors import DataError
 from focusft.evaluation.agent import Budget, Tool, evaluate, pass_at_k_estimate, summarise
 from focusft.evaluation.agent_backend import GeneratorBackend
 from focusft.evaluation.questions import fingerprint
-from focusft.evaluation.settings import check_settings
+from focusft.evaluation.settings import check_settings, note_settings
 from focusft.evaluation.statistics import bootstrap_interval
 
 Mode = Literal["tools", "no_tools"]
@@ -78,6 +78,7 @@ def run_agent_suite(
         "questions": {"n": len(questions), "sha256": fingerprint(questions)},
     }
     check_settings(out, settings)
+    note_settings(out, settings)
     keys = [(m, q.id, s) for m in modes for q in questions for s in range(samples)]
     records = _read_episodes(out / EPISODES_FILE, set(keys))
     kinds = {question.id: question.kind or question.domain or "all" for question in questions}
