@@ -6,10 +6,10 @@ import time
 
 import pytest
 
+from focusft.data.multiple_choice import Question
 from focusft.errors import ConfigError
 from focusft.evaluation.agent import (
     Budget,
-    Question,
     Reply,
     Tool,
     ToolOutput,
@@ -38,7 +38,7 @@ class Scripted:
         self.tokens = tokens
         self.asked = []
 
-    def generate(self, conversations, *, tools, max_new_tokens):
+    def generate(self, conversations, *, tools, max_new_tokens, samples):
         self.asked.append((len(conversations), tools, list(max_new_tokens)))
         replies = [self.speak(messages) for messages in conversations]
         return [r if isinstance(r, Reply) else Reply(r, self.tokens) for r in replies]

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from focusft.cli.evaluate_agent import AGENT_OPTIONS, add_agent_options, run_agent
 from focusft.cli.shared import add_command, make_console, quiet_libraries
 from focusft.errors import ConfigError
 
@@ -14,23 +15,37 @@ if TYPE_CHECKING:
 
     from focusft.evaluation.generation import Generator
 
+# What the published evaluations use.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "agent": {"samples": 1, "temperature": 1.0, "top_p": 0.6, "max_new_tokens": 20_480}
+}
+_OTHER_DEFAULTS = {"samples": 100, "temperature": 0.0, "top_p": 1.0}
+
 
 def add_to(commands: Any) -> None:
     """Add the command."""
-    command = add_command(commands, "eval", "score a model on BABILong or RULER")
+    command = add_command(commands, "eval", "score a model on BABILong, RULER or tool use")
     command.add_argument(
         "model", nargs="?", help="hub id, folder, GGUF file or smollm2; not needed to compare"
     )
-    command.add_argument("--suite", help="babilong or ruler")
-    command.add_argument("--tasks", help="such as qa1,qa2 or vt,cwe; all of the suite if not given")
+    command.add_argument("--suite", help="babilong, ruler or agent")
+    command.add_argument(
+        "--tasks",
+        help="such as qa1,qa2 or vt,cwe, for agent kinds of questions; all if not given",
+    )
     command.add_argument("--lengths", default="1k,2k,4k", help="tokens: 512, 0.5k, 1k (1024), 1M")
-    command.add_argument("--samples", type=int, default=100, help="items per task and length")
+    command.add_argument(
+        "--samples",
+        type=int,
+        help="items per task and length, 100 if not given; for agent answers per question, 1",
+    )
     command.add_argument("--seed", type=int, default=42, help="seed of items and sampling")
     command.add_argument("--out", type=Path, required=True, help="folder of the run; goes on there")
     command.add_argument("--compare", type=Path, help="folder of a finished run to subtract")
     _add_generation(command.add_argument_group("generation"))
     _add_server(command.add_argument_group("server"))
     _add_corpora(command.add_argument_group("corpora, instead of built-in stand-ins"))
+    add_agent_options(command.add_argument_group("agent"))
     command.set_defaults(run=_eval)
 
 
@@ -48,8 +63,8 @@ def _add_generation(group: Any) -> None:
         action=argparse.BooleanOptionalAction,
         help="use the chat template; where there is one if not given",
     )
-    group.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    group.add_argument("--top_p", type=float, default=1.0, help="nucleus, where temperature > 0")
+    group.add_argument("--temperature", type=float, help="0, greedy, if not given; for agent 1")
+    group.add_argument("--top_p", type=float, help="nucleus; 1 if not given, for agent 0.6")
     group.add_argument(
         "--max_new_tokens", type=int, help="longest answer; as the benchmark has it if not given"
     )
@@ -92,10 +107,16 @@ def _run(options: argparse.Namespace, console: Console) -> None:
     from focusft.training.provenance import versions
 
     if options.suite is None:
-        raise ConfigError("--suite: none is given; use babilong or ruler")
+        raise ConfigError("--suite: none is given; use babilong, ruler or agent")
+    for name, default in _DEFAULTS.get(options.suite, _OTHER_DEFAULTS).items():
+        if vars(options)[name] is None:
+            setattr(options, name, default)
     _check_server(options)
     quiet_libraries()
     tokenizer = load_tokenizer(options.model)
+    if options.suite == "agent":
+        run_agent(options, console, tokenizer, lambda: _generator(options, tokenizer, chat=True))
+        return
     items = make_items(
         options.suite,
         tokenizer=tokenizer,
@@ -111,7 +132,7 @@ def _run(options: argparse.Namespace, console: Console) -> None:
         hotpotqa=options.hotpotqa,
         babilong_data=options.babilong_data,
     )
-    left_out = ("run", "command", "out", "compare")
+    left_out = ("run", "command", "out", "compare", *AGENT_OPTIONS)
     config = {name: value for name, value in vars(options).items() if name not in left_out}
     config |= {"tasks": items.tasks, "lengths": items.lengths, "chat": items.header["chat"]}
     results = run_suite(

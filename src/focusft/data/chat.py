@@ -21,6 +21,7 @@ from focusft.data.rows import (
     tool_name,
 )
 from focusft.data.template import ChatTemplate, Turn, locate_turns
+from focusft.data.tool_text import with_tools
 from focusft.errors import DataError, UserError
 
 IGNORED = -100
@@ -47,6 +48,7 @@ class Encoded:
         context: Where the context messages are, in the order of the text.
         rewritten: Assistant messages whose text the template did not show in full, for instance
             the thinking of earlier turns.
+        tools_as_text: The chat template knows no tools, so they were written into the messages.
     """
 
     input_ids: list[int]
@@ -54,6 +56,7 @@ class Encoded:
     turn_ids: list[int]
     context: tuple[ContextSpan, ...]
     rewritten: int = 0
+    tools_as_text: bool = False
 
     def example(self) -> dict[str, list[int]]:
         """The three lists that training needs."""
@@ -81,7 +84,8 @@ def tokenise_conversation(
 
     Returns:
         `input_ids`, `labels` and `turn_ids`, lists of equal length. The ids equal
-        `tokenizer.apply_chat_template(messages, ...)`.
+        `tokenizer.apply_chat_template(messages, ...)`; where the chat template knows no tools,
+        with the messages of `focusft.data.tool_text.with_tools`.
 
     Raises:
         DataError: A message is malformed, or the template hides or rewrites it.
@@ -138,8 +142,8 @@ def encode_conversation(
     template_kwargs: dict[str, Any] | None = None,
 ) -> Encoded:
     """Like `tokenise_conversation`, with the place of the context messages."""
-    messages = check_messages(messages)
-    tools = check_tools(tools)
+    checked = check_messages(messages)
+    messages, tools = with_tools(tokenizer, checked, check_tools(tools))
     template = ChatTemplate(tokenizer, tools, check_template_kwargs(template_kwargs or {}))
     text, turns = locate_turns(template, messages)
     rewritten = _check_shown(text, turns, messages, tools)
@@ -154,7 +158,14 @@ def encode_conversation(
             begin, end = np.searchsorted(starts, turn.content).tolist()
             context.append(ContextSpan(begin, end, number, messages[turn.message]["role"]))
     labels = np.where(turn_ids < 0, input_ids, IGNORED)
-    return Encoded(input_ids, labels.tolist(), turn_ids.tolist(), tuple(context), rewritten)
+    return Encoded(
+        input_ids,
+        labels.tolist(),
+        turn_ids.tolist(),
+        tuple(context),
+        rewritten,
+        tools_as_text=messages is not checked,
+    )
 
 
 def encode_prompt_completion(

@@ -23,28 +23,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from focusft.data.multiple_choice import CODE_INTERPRETER, Question
+from focusft.data.rows import Message
 from focusft.errors import ConfigError
 from focusft.evaluation.sandbox import Result, Sandbox, cut_middle, run
 from focusft.evaluation.statistics import wilson_interval
 from focusft.evaluation.tool_calls import BrokenCall, ToolCall, parse_tool_calls
-
-Message = dict[str, Any]
-
-CODE_INTERPRETER: dict[str, Any] = {
-    "type": "function",
-    "function": {
-        "name": "code_interpreter",
-        "description": (
-            "Runs Python code in a fresh interpreter and returns what it prints and the value of "
-            "its last expression."
-        ),
-        "parameters": {
-            "type": "object",
-            "properties": {"code": {"type": "string", "description": "The Python code to run."}},
-            "required": ["code"],
-        },
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -71,6 +55,7 @@ class Backend(Protocol):
         *,
         tools: list[dict[str, Any]] | None,
         max_new_tokens: Sequence[int],
+        samples: Sequence[int],
     ) -> list[Reply]:
         """Write the next assistant message of each conversation.
 
@@ -78,6 +63,7 @@ class Backend(Protocol):
             conversations: Messages, each list ending where the assistant is to write.
             tools: JSON schemas for the chat template, or None.
             max_new_tokens: Longest reply to each, in tokens.
+            samples: Numbers that keep apart the draws for equal conversations.
         """
 
 
@@ -209,6 +195,7 @@ def run_episodes(
     budget: Budget | None = None,
     batch_size: int = 8,
     error_role: str = "tool",
+    samples: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, Episode]]:
     """Let the model answer conversations, with tools if there are any.
 
@@ -220,6 +207,7 @@ def run_episodes(
         batch_size: Episodes that go on at one time; one that ends makes room for the next.
         error_role: Role of the message that answers a turn without a good call: "tool", or
             "user" for templates that take a tool message only after a call.
+        samples: For each conversation the number that the backend gets; their order if None.
 
     Yields:
         The index of a conversation and its episode, as they end.
@@ -243,6 +231,7 @@ def run_episodes(
             [episode.messages for _, episode, _ in active],
             tools=schemas,
             max_new_tokens=[budget.tokens - episode.tokens for _, episode, _ in active],
+            samples=[samples[index] if samples else index for index, _, _ in active],
         )
         going_on = []
         for (index, episode, started), reply in zip(active, replies, strict=True):
@@ -331,25 +320,6 @@ def _add_turn(
         episode.messages.append(message)
 
 
-@dataclass(frozen=True)
-class Question:
-    """A multiple-choice question.
-
-    Attributes:
-        id: Its name in the results, unique in its set.
-        text: The question alone.
-        options: The options in the order in which they are shown.
-        answer: Letter of the right option.
-        domain: Subject, as the prompt names it; may be empty.
-    """
-
-    id: str
-    text: str
-    options: tuple[str, ...]
-    answer: str
-    domain: str = ""
-
-
 def evaluate(
     questions: Sequence[Question],
     backend: Backend,
@@ -393,6 +363,7 @@ def evaluate(
         budget=budget,
         batch_size=batch_size,
         error_role=error_role,
+        samples=[sample for _, sample in tasks],
     )
     for index, episode in episodes:
         question, sample = tasks[index]
