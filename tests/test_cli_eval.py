@@ -46,7 +46,8 @@ def test_a_run_and_a_comparison(model_folder, tmp_path, capsys):
         "model": str(model_folder), "suite": "ruler", "tasks": ["niah_single_1", "niah_single_2"],
         "lengths": [1024, 1536], "samples": 3, "seed": 42, "dtype": "auto", "batch_size": 2,
         "prefill": "causal", "chat": True, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 12,
-        "prose": [], "squad": None, "hotpotqa": None, "babilong_data": None,
+        "thinking_budget": None, "server": None, "server_model": None, "concurrency": 16,
+        "api": None, "prose": [], "squad": None, "hotpotqa": None, "babilong_data": None,
     }  # fmt: skip
     assert results["generator"]["dtype"] == "float32"
     assert results["versions"]["torch"]
@@ -58,7 +59,10 @@ def test_a_run_and_a_comparison(model_folder, tmp_path, capsys):
     assert "Plotly.newPlot" in (out / "figures.html").read_text()
 
     other = tmp_path / "other"
-    assert main(arguments(model_folder, other, "--prefill", "causal", "--compare", str(out))) == 0
+    assert (
+        main(arguments(model_folder, other, "--prefill", "bidirectional", "--compare", str(out)))
+        == 0
+    )
     assert "difference in points" in capsys.readouterr().out
     comparison = json.loads((other / "comparison.json").read_text())
     assert comparison["overall"]["n"] == 12
@@ -86,6 +90,25 @@ BAD = {
     "prose": (["MODEL", "--suite", "ruler", "--prose", "nowhere.txt"], "nowhere.txt: cannot be"),
     "top_p": (["MODEL", "--suite", "ruler", "--top_p", "2"], "--top_p: 2.0"),
     "dtype": (["MODEL", "--suite", "ruler", "--dtype", "int8"], "'int8' is none of"),
+    "server": (["MODEL", "--suite", "ruler", "--server", "http://x"], "--server_model belong"),
+    "batches of a server": (
+        [
+            "MODEL",
+            "--suite",
+            "ruler",
+            "--server",
+            "http://x",
+            "--server_model",
+            "m",
+            "--batch_size",
+            "2",
+        ],
+        "--batch_size: a server decides",
+    ),
+    "no server": (
+        ["MODEL", "--suite", "ruler", "--server", "nowhere", "--server_model", "m"],
+        "--server: 'nowhere' is no URL",
+    ),
     "compare": (["--compare", "nowhere"], "no finished run"),
 }
 

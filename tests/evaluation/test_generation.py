@@ -5,7 +5,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from focusft.errors import ConfigError, DataError, UnsupportedModelError, UserError
-from focusft.evaluation import decoding, generation
+from focusft.evaluation import batching, decoding, generation
 from focusft.evaluation.generation import LocalGenerator, Prompt, Sampling, encode
 from focusft.evaluation.items import prompt_ids
 from tests.tiny_models import tiny_model, tiny_tokenizer
@@ -97,7 +97,7 @@ def test_rows_that_stop_early_leave_the_batch_and_change_nothing():
     for before, after in zip(plain, done, strict=True):
         assert not after.truncated
         assert after.tokens == max(1, 47 - after.prompt_tokens)
-        assert before.text.encode().startswith(after.text.encode().removesuffix("\ufffd".encode()))
+        assert before.text.startswith(after.text.rstrip("\ufffd"))
     assert rows[-1] < len(TEXTS)
 
 
@@ -257,20 +257,20 @@ def test_the_batch_is_as_big_as_memory_allows(monkeypatch):
     tokenizer, prompts = tiny_tokenizer(), [ask(text) for text in TEXTS]
     generator = LocalGenerator(tiny(), tokenizer)
     # 4 layers, keys and values, 2 heads of 8 features, 4 bytes.
-    assert generator._bytes_per_token == 4 * 2 * 2 * 8 * 4
+    assert generator._sizes.bytes_per_token == 4 * 2 * 2 * 8 * 4
     sizes = []
     real = generation.decode
     monkeypatch.setattr(
         generation, "decode", lambda m, e, *a, **k: (sizes.append(len(e)), real(m, e, *a, **k))
     )
-    overhead = 1024 * (40 * 32 * 4 + generator._bytes_per_token)
-    row = 96 * generator._bytes_per_token + 40 * VOCABULARY
+    overhead = 1024 * (40 * 32 * 4 + generator._sizes.bytes_per_token)
+    row = 96 * generator._sizes.bytes_per_token + 40 * VOCABULARY
     longest = max(len(encode(tokenizer, prompt, chat=True)) for prompt in prompts) + 12
     assert longest <= 96
-    monkeypatch.setattr(generation, "_free_memory", lambda device: 2 * (overhead + 3 * row))
+    monkeypatch.setattr(batching, "free_memory", lambda device: 2 * (overhead + 3 * row))
     complete(generator, prompts)
     assert sizes[0] == 3
-    monkeypatch.setattr(generation, "_free_memory", lambda device: 0)
+    monkeypatch.setattr(batching, "free_memory", lambda device: 0)
     sizes.clear()
     complete(generator, prompts)
     assert sizes == [1] * len(prompts)

@@ -193,6 +193,19 @@ def test_other_settings_are_refused_by_name(few, smollm2, tmp_path):
         run(more, tmp_path, script, temperature=0.0)
 
 
+def test_settings_that_failed_at_the_start_can_be_mended(few, smollm2, tmp_path):
+    class Short(Scripted):
+        def batches(self, prompts):
+            raise DataError("too long for the model")
+
+    with pytest.raises(DataError):
+        run(few, tmp_path, Short(perfect))
+    fewer = make_items("babilong", tokenizer=smollm2, lengths=[512], samples=2, tasks=["qa1"])
+    results = run(fewer, tmp_path, Scripted(answers_by(list(few), perfect)))
+    assert results["tasks"]["qa1"]["512"]["n"] == 2
+    assert results["items"]["samples"] == 2
+
+
 @pytest.mark.parametrize(
     "line", ["{}\n", "not json\n", '{"id": "babilong/qa1/512/0099"}\n', "\x00\n"]
 )

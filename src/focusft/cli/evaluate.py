@@ -43,6 +43,7 @@ def add_to(commands: Any) -> None:
     command.add_argument("--out", type=Path, required=True, help="folder of the run; goes on there")
     command.add_argument("--compare", type=Path, help="folder of a finished run to subtract")
     _add_generation(command.add_argument_group("generation"))
+    _add_server(command.add_argument_group("server"))
     _add_corpora(command.add_argument_group("corpora, instead of built-in stand-ins"))
     add_agent_options(command.add_argument_group("agent"))
     command.set_defaults(run=_eval)
@@ -54,7 +55,7 @@ def _add_generation(group: Any) -> None:
     group.add_argument(
         "--prefill",
         default="causal",
-        choices=["causal"],
+        choices=["causal", "bidirectional"],
         help="attention among context tokens; bidirectional as in training",
     )
     group.add_argument(
@@ -67,6 +68,16 @@ def _add_generation(group: Any) -> None:
     group.add_argument(
         "--max_new_tokens", type=int, help="longest answer; as the benchmark has it if not given"
     )
+    group.add_argument(
+        "--thinking_budget", type=int, help="most tokens of thinking, on top of that"
+    )
+
+
+def _add_server(group: Any) -> None:
+    group.add_argument("--server", help="URL of an OpenAI-compatible server, such as vLLM")
+    group.add_argument("--server_model", help="the model's name there; MODEL's tokenizer counts")
+    group.add_argument("--concurrency", type=int, default=16, help="requests at one time")
+    group.add_argument("--api", help="completions or chat; what the server has if not given")
 
 
 def _add_corpora(group: Any) -> None:
@@ -87,6 +98,7 @@ def _eval(options: argparse.Namespace, _: list[str]) -> None:
 
 
 def _run(options: argparse.Namespace, console: Console) -> None:
+    from focusft.evaluation.answers import thinking_room
     from focusft.evaluation.figures import write_figures
     from focusft.evaluation.items import make_items, parse_length
     from focusft.evaluation.run import run_suite
@@ -99,6 +111,7 @@ def _run(options: argparse.Namespace, console: Console) -> None:
     for name, default in _DEFAULTS.get(options.suite, _OTHER_DEFAULTS).items():
         if vars(options)[name] is None:
             setattr(options, name, default)
+    _check_server(options)
     quiet_libraries()
     tokenizer = load_tokenizer(options.model)
     if options.suite == "agent":
@@ -113,6 +126,7 @@ def _run(options: argparse.Namespace, console: Console) -> None:
         tasks=options.tasks.split(",") if options.tasks else None,
         chat=options.chat,
         max_new_tokens=options.max_new_tokens,
+        thinking_tokens=thinking_room(tokenizer, options.thinking_budget),
         prose=options.prose,
         squad=options.squad,
         hotpotqa=options.hotpotqa,
@@ -134,17 +148,49 @@ def _run(options: argparse.Namespace, console: Console) -> None:
     console.print(f"results, outputs and figures: {options.out}", soft_wrap=True)
 
 
+def _check_server(options: argparse.Namespace) -> None:
+    if (options.server is None) != (options.server_model is None):
+        raise ConfigError("--server and --server_model belong together; give both or neither")
+    of_this_machine = {
+        "dtype": options.dtype != "auto",
+        "batch_size": options.batch_size is not None,
+        "prefill": options.prefill != "causal",
+        "thinking_budget": options.thinking_budget is not None,
+    }
+    for name, is_given in of_this_machine.items():
+        if options.server is not None and is_given:
+            raise ConfigError(f"--{name}: a server decides that itself; leave the option out")
+
+
 def _generator(options: argparse.Namespace, tokenizer: Any, *, chat: bool) -> Generator:
-    from focusft.evaluation.generation import LocalGenerator, Sampling
+    import torch
+
+    from focusft.evaluation.generation import LocalGenerator
+    from focusft.evaluation.sampling import Sampling
     from focusft.training.models import load_model
 
     sampling = Sampling(options.temperature, options.top_p, options.seed)
+    if options.server is not None:
+        from focusft.evaluation.server import ServerGenerator
+
+        return ServerGenerator(
+            options.server,
+            options.server_model,
+            tokenizer,
+            chat=chat,
+            sampling=sampling,
+            concurrency=options.concurrency,
+            api=options.api,
+        )
+    model: Any = load_model(options.model, dtype=options.dtype)
     return LocalGenerator(
-        load_model(options.model, dtype=options.dtype),
+        model.to("cuda" if torch.cuda.is_available() else "cpu"),
         tokenizer,
         chat=chat,
+        prefill=options.prefill,
         sampling=sampling,
         batch_size=options.batch_size,
+        thinking_budget=options.thinking_budget,
     )
 
 

@@ -148,7 +148,7 @@ def encode_conversation(
     text, turns = locate_turns(template, messages)
     rewritten = _check_shown(text, turns, messages, tools)
     input_ids, offsets = template.tokenise(messages)
-    starts = _token_starts(text, offsets)
+    starts = token_starts(text, offsets)
     signed = [-n if turn.is_response else n for n, turn in enumerate(turns, 1)]
     turn_of_token = np.searchsorted([turn.start for turn in turns], starts, side="right") - 1
     turn_ids = np.asarray(signed)[turn_of_token]
@@ -213,7 +213,7 @@ def _encode_plain(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: s
         raise UserError(f"tokenizer {name}: has no EOS token to end a completion; set eos_token")
     encoding = tokenizer(prompt + completion, return_offsets_mapping=True)
     input_ids = list(encoding["input_ids"])
-    starts = _token_starts(prompt + completion, encoding["offset_mapping"])
+    starts = token_starts(prompt + completion, encoding["offset_mapping"])
     first = int(np.searchsorted(starts, len(prompt)))
     if input_ids[-1] != tokenizer.eos_token_id:
         input_ids.append(tokenizer.eos_token_id)
@@ -223,7 +223,7 @@ def _encode_plain(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: s
     return Encoded(input_ids, labels, turn_ids, (ContextSpan(begin, first, 1, "user"),))
 
 
-def _token_starts(text: str, offsets: list[tuple[int, int]]) -> np.ndarray:
+def token_starts(text: str, offsets: list[tuple[int, int]]) -> np.ndarray:
     """First character of each token, never decreasing.
 
     Byte-level tokenizers may leave leading spaces out of a token's offsets (`trim_offsets`): they

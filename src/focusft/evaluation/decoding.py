@@ -40,10 +40,17 @@ class Reply(Protocol):
 
 @dataclass(frozen=True)
 class Encoded:
-    """A prompt as token ids, and the turn of each as `TurnLayout.from_turn_ids` takes it."""
+    """A prompt as token ids.
+
+    Attributes:
+        input_ids: At least one token.
+        turn_ids: The turn of each token as `TurnLayout.from_turn_ids` takes it, where the context
+            tokens are to see each other as in training; None for causal attention. All prompts
+            of a batch have the same kind.
+    """
 
     input_ids: list[int]
-    turn_ids: list[int]
+    turn_ids: list[int] | None = None
 
 
 def decode(
@@ -54,23 +61,22 @@ def decode(
     longest_reply: int,
     choose: Callable[[Tensor, Sequence[int]], list[int]],
     prefill_tokens: int,
-    bidirectional: ContextBlocks | None = None,
+    context_blocks: ContextBlocks = "merged",
 ) -> None:
     """Write the replies to prompts, all in one batch.
 
     Args:
         model: A causal language model in eval mode.
-        prompts: The prompts, each of at least one token.
+        prompts: The prompts.
         replies: Where the tokens go.
         longest_reply: Most tokens that any reply takes.
         choose: Picks a token for each row of logits [B, V]; it also gets the indices of the
             prompts that the rows belong to.
         prefill_tokens: Most tokens of one prefill call, unless one prompt has more.
-        bidirectional: The context blocks in which the prompt's context tokens see each other, as
-            in training; None for causal attention.
+        context_blocks: Where context tokens see each other, the blocks of training.
     """
     with torch.inference_mode():
-        cache = _prefill(model, prompts, longest_reply, prefill_tokens, bidirectional)
+        cache = _prefill(model, prompts, longest_reply, prefill_tokens, context_blocks)
         rows = list(range(len(prompts)))
         tokens = [prompt.input_ids[-1] for prompt in prompts]
         positions_B = torch.tensor(
@@ -182,7 +188,7 @@ def _prefill(
     prompts: Sequence[Encoded],
     longest_reply: int,
     prefill_tokens: int,
-    bidirectional: ContextBlocks | None,
+    context_blocks: ContextBlocks,
 ) -> _BatchCache:
     """The cache of every prompt but for its last token.
 
@@ -193,22 +199,23 @@ def _prefill(
     for rows in groups(lengths, prefill_tokens):
         if lengths[rows[0]]:
             group = [prompts[row] for row in rows]
-            cache.fill(rows, _prefill_group(model, group, bidirectional))
+            cache.fill(rows, _prefill_group(model, group, context_blocks))
     return cache
 
 
 def _prefill_group(
-    model: PreTrainedModel, prompts: Sequence[Encoded], bidirectional: ContextBlocks | None
+    model: PreTrainedModel, prompts: Sequence[Encoded], context_blocks: ContextBlocks
 ) -> DynamicCache:
     cache = DynamicCache()
     kwargs: dict[str, Any] = {}
-    if bidirectional is None:
-        rows = [prompt.input_ids[:-1] for prompt in prompts]
-    else:
+    rows = [prompt.input_ids[:-1] for prompt in prompts]
+    turns = [prompt.turn_ids for prompt in prompts if prompt.turn_ids is not None]
+    if turns:
         # The last token must be there for the context before it to see it.
         rows = [prompt.input_ids for prompt in prompts]
-        turn_ids_BS = _padded([prompt.turn_ids for prompt in prompts], model.device)
-        layout = TurnLayout.from_turn_ids(turn_ids_BS, context_blocks=bidirectional)
+        layout = TurnLayout.from_turn_ids(
+            _padded(turns, model.device), context_blocks=context_blocks
+        )
         kwargs = turn_attention(model, layout, "bidirectional").model_kwargs
     model(
         input_ids=_padded(rows, model.device),

@@ -11,32 +11,28 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
-import psutil
-import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from focusft.data.template import ChatTemplate
-from focusft.errors import ConfigError, DataError, UnsupportedModelError, UserError
+from focusft.errors import ConfigError, DataError, UnsupportedModelError
+from focusft.evaluation.answers import Answer, Limits, ThinkingTags, opens_thinking, without_tags
+from focusft.evaluation.batching import BatchSizes, is_out_of_memory
 from focusft.evaluation.decoding import Encoded, decode
+from focusft.evaluation.prompt_turns import turn_ids
+from focusft.evaluation.sampling import Sampling
+from focusft.method.architectures import has_sliding_window
+from focusft.method.attention import FLEX, SEGMENTS, install_backend
+from focusft.method.config import ContextBlocks
+from focusft.method.mask_check import check_masking
 
 Message = dict[str, Any]
+Prefill = Literal["causal", "bidirectional"]
 
-# Tokens that tokenizers may call special, but that say where a tool call or thinking begins.
+# Tokens that tokenizers may call special, but that say where a tool call begins.
 _KEPT_TAGS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>")
-# Most prompts of one batch: more make a decoding step slower without making a token cheaper.
-_MOST_ROWS = {"cpu": 32}
-_MOST_ROWS_ELSEWHERE = 128
-# Tokens of one prefill call at which the matrix products are at full speed.
-_PREFILL_TOKENS = {"cpu": 1024}
-_PREFILL_TOKENS_ELSEWHERE = 16_384
-# Values of one token that a layer holds at the same time, in hidden sizes.
-_HIDDEN_SIZES_IN_FLIGHT = 40
-# Part of the free memory that a batch may take.
-_MEMORY_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -65,11 +61,14 @@ class Completion:
     """What a model wrote.
 
     Attributes:
-        text: The answer, without special tokens (but with the tags of tool calls).
+        text: The answer, without special tokens (but with the tags of tool calls) and without
+            the thinking before it.
         prompt_tokens: Tokens of the prompt as the model got it.
-        tokens: Generated tokens, the stop token included.
+        tokens: Generated tokens, those of the thinking and the stop token included.
         truncated: It ran out of tokens.
         seconds: Its share of the time of its batch.
+        thinking: What stood between <think> and </think>, or after a <think> that never ended.
+        thinking_tokens: Tokens of the thinking, tags included.
     """
 
     text: str
@@ -77,6 +76,8 @@ class Completion:
     tokens: int
     truncated: bool
     seconds: float
+    thinking: str = ""
+    thinking_tokens: int = 0
 
 
 class Generator(Protocol):
@@ -104,57 +105,6 @@ class Generator(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is picked.
-
-    Attributes:
-        temperature: 0 takes the likeliest token.
-        top_p: Draw from the likeliest tokens that together have this probability.
-        seed: Seed of all draws.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ConfigError(f"--temperature: {self.temperature} is negative; 0 is greedy")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"--top_p: {self.top_p} is not above 0 and at most 1")
-
-    @property
-    def is_greedy(self) -> bool:
-        """Nothing is drawn."""
-        return self.temperature == 0
-
-    def pick(self, logits_BV: Tensor, draws: Sequence[random.Random]) -> list[int]:
-        """Pick a token for each row.
-
-        Args:
-            logits_BV: Logits [B, V].
-            draws: A source of random numbers for each row.
-        """
-        if self.is_greedy:
-            picked: list[int] = logits_BV.argmax(dim=-1).tolist()
-            return picked
-        probabilities_BV, tokens_BV = (
-            (logits_BV.double() / self.temperature).softmax(dim=-1).sort(dim=-1, descending=True)
-        )
-        sums_BV = probabilities_BV.cumsum(dim=-1)
-        # The nucleus: every token before which the sum is below top_p.
-        nucleus_B = ((sums_BV - probabilities_BV) < self.top_p).sum(dim=-1)
-        mass_B1 = sums_BV.gather(1, nucleus_B[:, None] - 1)
-        numbers_B1 = torch.tensor(
-            [[draw.random()] for draw in draws], dtype=torch.double, device=logits_BV.device
-        )
-        places_B1 = torch.searchsorted(sums_BV, numbers_B1 * mass_B1, right=True)
-        places_B1 = places_B1.minimum(nucleus_B[:, None] - 1)
-        picked = tokens_BV.gather(1, places_B1).squeeze(1).tolist()
-        return picked
-
-
 def render(
     tokenizer: PreTrainedTokenizerBase,
     prompt: Prompt,
@@ -162,7 +112,7 @@ def render(
     chat: bool,
     template_options: Mapping[str, Any] | None = None,
 ) -> str:
-    """The text of a prompt as a model gets it, but for a BOS token of plain text.
+    """The text of a prompt as a model gets it, but for the BOS token of plain text.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -195,30 +145,33 @@ def encode(
 ) -> list[int]:
     """Token ids of a prompt, with one BOS where the model has one; see `render`."""
     text = render(tokenizer, prompt, chat=chat, template_options=template_options)
+    return _tokenise(tokenizer, text, chat)
+
+
+def _tokenise(tokenizer: PreTrainedTokenizerBase, text: str, chat: bool) -> list[int]:
     # A chat template writes the special tokens itself.
     ids: list[int] = tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"]
     return ids
 
 
-class _Answer:
-    """The tokens that are written in answer to one prompt."""
+@dataclass(frozen=True)
+class _Job:
+    """A prompt on its way through the model."""
 
-    def __init__(self, stop_ids: frozenset[int], max_new_tokens: int) -> None:
-        self.tokens: list[int] = []
-        self._stop_ids = stop_ids
-        self._max_new_tokens = max_new_tokens
-
-    def take(self, proposed: int) -> int:
-        self.tokens.append(proposed)
-        return proposed
+    index: int
+    encoded: Encoded
+    limits: Limits
+    is_thinking: bool
+    draws: random.Random
 
     @property
-    def is_stopped(self) -> bool:
-        return bool(self.tokens) and self.tokens[-1] in self._stop_ids
+    def prompt_tokens(self) -> int:
+        return len(self.encoded.input_ids)
 
     @property
-    def is_done(self) -> bool:
-        return self.is_stopped or len(self.tokens) >= self._max_new_tokens
+    def length(self) -> int:
+        """Most tokens, answer included."""
+        return self.prompt_tokens + self.limits.room
 
 
 class LocalGenerator:
@@ -235,39 +188,58 @@ class LocalGenerator:
         *,
         chat: bool | None = None,
         template_options: Mapping[str, Any] | None = None,
+        prefill: Prefill = "causal",
+        context_blocks: ContextBlocks = "merged",
         sampling: Sampling | None = None,
         batch_size: int | None = None,
+        thinking_budget: int | None = None,
     ) -> None:
-        """Put the model in eval mode and see what a token costs.
+        """Put the model in eval mode, with the attention that the prefill needs.
 
         Args:
             model: A causal language model.
             tokenizer: Its tokenizer.
             chat: Whether prompts go through the chat template; if None, where there is one.
             template_options: More arguments of the chat template, such as enable_thinking.
+            prefill: "bidirectional" lets the context tokens of a prompt see each other as in
+                training (arXiv 2605.09932, section 3.2); what is generated is always causal.
+            context_blocks: For the bidirectional prefill, as in training.
             sampling: How tokens are picked; greedily if None.
             batch_size: Prompts answered at once; if None, as many as memory and speed allow.
+            thinking_budget: Most tokens of thinking, after which </think> is written for the
+                model and `max_new_tokens` are left for its answer. If None, the thinking takes
+                part of `max_new_tokens`.
 
         Raises:
-            ConfigError: There is no chat template, or the batch size is below 1.
-            UnsupportedModelError: The model has layers whose state is not keys and values.
+            ConfigError: An option does not fit the tokenizer or has no such value.
+            UnsupportedModelError: The model has layers whose state is not keys and values, or
+                none that can be prefilled bidirectionally.
         """
         if chat and tokenizer.chat_template is None:
             raise ConfigError("--chat: the tokenizer has no chat template; leave the option out")
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"--batch_size: {batch_size} is less than 1")
+        if prefill not in get_args(Prefill):
+            raise ConfigError(f"--prefill: '{prefill}' is neither causal nor bidirectional")
+        self._tags = ThinkingTags.of(tokenizer)
+        if thinking_budget is not None:
+            _check_thinking_budget(thinking_budget, self._tags)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.chat = tokenizer.chat_template is not None if chat is None else chat
         self.template_options = dict(template_options or {})
+        self.prefill = prefill
+        self.context_blocks = context_blocks
         self.sampling = sampling or Sampling()
         self.batch_size = batch_size
+        self.thinking_budget = thinking_budget
+        self._sizes = BatchSizes(model, batch_size)
         self._stop_ids = _stop_ids(model, tokenizer)
         self._dropped_ids = _special_ids(tokenizer)
-        self._bytes_per_token = _bytes_per_token(model)
-        self._most_rows = batch_size or _MOST_ROWS.get(model.device.type, _MOST_ROWS_ELSEWHERE)
-        self._prefill_tokens = _PREFILL_TOKENS.get(model.device.type, _PREFILL_TOKENS_ELSEWHERE)
+        self._positions = _positions(model)
         self._draws = random.Random(f"{self.sampling.seed}")
+        if prefill == "bidirectional":
+            _make_bidirectional(model)
 
     def describe(self) -> dict[str, Any]:
         """What a results file says of it."""
@@ -278,34 +250,34 @@ class LocalGenerator:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.model.device.type,
             "attention": self.model.config._attn_implementation,
+            "prefill": self.prefill,
+            "context_blocks": self.context_blocks,
             "chat": self.chat,
             "template_options": self.template_options,
             "sampling": asdict(self.sampling),
             "batch_size": self.batch_size or "auto",
+            "thinking_budget": self.thinking_budget,
         }
 
     def batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Prompts of about the same length together, the longest first: lack of memory shows soon.
+        """As many prompts together as memory holds, the longest first: a lack shows at once.
 
         Raises:
             DataError: As in `complete`.
         """
-        tokens = [len(self._encode(*pair).input_ids) for pair in enumerate(prompts)]
-        waiting = sorted(range(len(prompts)), key=lambda index: -tokens[index])
+        waiting = [self._job(index, prompt) for index, prompt in enumerate(prompts)]
+        waiting.sort(key=lambda job: -job.length)
         batches = []
         while waiting:
-            size = self.batch_size or self._size_of_next(
-                [tokens[index] + prompts[index].max_new_tokens for index in waiting]
-            )
-            size = min(size, self._most_rows)
-            batches.append(waiting[:size])
+            size = self._sizes.next([job.length for job in waiting])
+            batches.append([job.index for job in waiting[:size]])
             waiting = waiting[size:]
         return batches
 
     def complete(
         self, prompts: Sequence[Prompt], batches: Sequence[Sequence[int]] | None = None
     ) -> Iterator[tuple[int, Completion]]:
-        """Go on from prompts, batch by batch; a batch that memory does not hold is cut in two.
+        """Go on from prompts, batch by batch; one that memory does not hold is cut in two.
 
         Args:
             prompts: What to go on from.
@@ -319,102 +291,93 @@ class LocalGenerator:
                 template refuses a conversation. Nothing is generated then.
             UserError: Not even one prompt fits into memory.
         """
-        waiting = deque(self.batches(prompts) if batches is None else batches)
-        encoded = {
-            index: self._encode(index, prompts[index]) for batch in waiting for index in batch
-        }
+        if batches is None:
+            batches = self.batches(prompts)
+        waiting = deque([self._job(index, prompts[index]) for index in batch] for batch in batches)
         while waiting:
-            indices = waiting.popleft()
-            if rest := indices[self._most_rows :]:
+            batch = waiting.popleft()
+            if rest := batch[self._sizes.most :]:
                 waiting.appendleft(rest)
-                indices = indices[: self._most_rows]
+                batch = batch[: self._sizes.most]
             started = time.perf_counter()
             try:
-                answers = self._answer(
-                    [encoded[index] for index in indices], [prompts[index] for index in indices]
-                )
+                answers = self._answer(batch)
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
-                self._make_room(len(indices), len(encoded[indices[0]].input_ids))
-                waiting.appendleft(indices)
+                self._sizes.halve(len(batch), batch[0].length)
+                waiting.appendleft(batch)
                 continue
             seconds = time.perf_counter() - started
             costs = [
-                len(encoded[index].input_ids) + len(answer.tokens)
-                for index, answer in zip(indices, answers, strict=True)
+                job.prompt_tokens + len(answer.tokens)
+                for job, answer in zip(batch, answers, strict=True)
             ]
-            for index, answer, cost in zip(indices, answers, costs, strict=True):
-                yield (
-                    index,
-                    Completion(
-                        text=self._text(answer.tokens),
-                        prompt_tokens=len(encoded[index].input_ids),
-                        tokens=len(answer.tokens),
-                        truncated=not answer.is_stopped,
-                        seconds=seconds * cost / sum(costs),
-                    ),
-                )
+            for job, answer, cost in zip(batch, answers, costs, strict=True):
+                yield job.index, self._completion(job, answer, seconds * cost / sum(costs))
 
-    def _encode(self, number: int, prompt: Prompt) -> Encoded:
-        ids = encode(self.tokenizer, prompt, chat=self.chat, template_options=self.template_options)
-        positions = _positions(self.model)
+    def _job(self, number: int, prompt: Prompt) -> _Job:
+        options = self.template_options
+        text = render(self.tokenizer, prompt, chat=self.chat, template_options=options)
+        ids = _tokenise(self.tokenizer, text, self.chat)
+        limits = Limits(self._stop_ids, prompt.max_new_tokens, self._tags, self.thinking_budget)
         if not ids:
             raise DataError(f"prompt {number}: it is empty; give the model something to go on from")
-        if positions is not None and len(ids) + prompt.max_new_tokens > positions:
+        if self._positions is not None and len(ids) + limits.room > self._positions:
             raise DataError(
-                f"prompt {number}: its {len(ids)} tokens and {prompt.max_new_tokens} of the "
-                f"answer exceed the model's {positions} positions (max_position_embeddings); "
-                "shorten it, or use a model with a longer context"
+                f"prompt {number}: its {len(ids)} tokens and {limits.room} of the answer exceed "
+                f"the model's {self._positions} positions (max_position_embeddings); shorten it, "
+                "or use a model with a longer context"
             )
-        return Encoded(ids, [1] * len(ids))
+        turns = None
+        if self.prefill == "bidirectional":
+            template = (
+                ChatTemplate(self.tokenizer, list(prompt.tools) or None, options)
+                if self.chat
+                else None
+            )
+            turns = turn_ids(
+                self.tokenizer, text, prompt.answer_prefix, template, list(prompt.messages)
+            )
+        is_thinking = self.chat and opens_thinking(text.removesuffix(prompt.answer_prefix))
+        return _Job(number, Encoded(ids, turns), limits, is_thinking, self._source(ids, prompt))
 
-    def _answer(self, encoded: Sequence[Encoded], prompts: Sequence[Prompt]) -> list[_Answer]:
-        answers = [_Answer(self._stop_ids, prompt.max_new_tokens) for prompt in prompts]
-        draws = [self._draw(*pair) for pair in zip(encoded, prompts, strict=True)]
+    def _source(self, ids: list[int], prompt: Prompt) -> random.Random:
+        """Random numbers of one answer, which do not depend on the other prompts of its batch."""
+        if prompt.sample is None:
+            return self._draws
+        content = hashlib.sha256(repr(ids).encode()).hexdigest()
+        return random.Random(f"{self.sampling.seed} {prompt.sample} {content}")
+
+    def _answer(self, batch: Sequence[_Job]) -> list[Answer]:
+        answers = [Answer(job.limits, is_thinking=job.is_thinking) for job in batch]
+
+        def choose(logits_BV: Tensor, rows: Sequence[int]) -> list[int]:
+            return self.sampling.pick(logits_BV, [batch[row].draws for row in rows])
+
         decode(
             self.model,
-            encoded,
+            [job.encoded for job in batch],
             answers,
-            longest_reply=max(prompt.max_new_tokens for prompt in prompts),
-            choose=lambda logits_BV, rows: self.sampling.pick(
-                logits_BV, [draws[row] for row in rows]
-            ),
-            prefill_tokens=self._prefill_tokens,
+            longest_reply=max(job.limits.room for job in batch),
+            choose=choose,
+            prefill_tokens=self._sizes.prefill_tokens,
+            context_blocks=self.context_blocks,
         )
         return answers
 
-    def _draw(self, encoded: Encoded, prompt: Prompt) -> random.Random:
-        """Random numbers of one answer, which do not depend on the other prompts of its batch."""
-        if self.sampling.is_greedy or prompt.sample is None:
-            return self._draws
-        content = hashlib.sha256(repr(encoded.input_ids).encode()).hexdigest()
-        return random.Random(f"{self.sampling.seed} {prompt.sample} {content}")
-
-    def _size_of_next(self, lengths: Sequence[int]) -> int:
-        """How many prompts fit into memory, the first of them being the longest."""
-        activations = (
-            max(self._prefill_tokens, lengths[0])
-            * _HIDDEN_SIZES_IN_FLIGHT
-            * self.model.get_input_embeddings().weight.shape[1]
-            * self.model.dtype.itemsize
+    def _completion(self, job: _Job, answer: Answer, seconds: float) -> Completion:
+        thinking = self._text(answer.tokens[: answer.thinking_tokens])
+        text = self._text(answer.tokens[answer.thinking_tokens :])
+        return Completion(
+            text=text.lstrip("\n") if thinking else text,
+            prompt_tokens=job.prompt_tokens,
+            tokens=len(answer.tokens),
+            truncated=not answer.is_stopped,
+            seconds=seconds,
+            thinking=without_tags(thinking),
+            thinking_tokens=answer.thinking_tokens,
         )
-        # The keys and values of a prefill call are there twice until they are moved.
-        moved = max(self._prefill_tokens, lengths[0]) * self._bytes_per_token
-        # Logits in single precision, their probabilities, order and sums.
-        logits = 5 * 8 * self.model.config.get_text_config().vocab_size
-        room = _MEMORY_SHARE * _free_memory(self.model.device) - activations - moved
-        return max(1, int(room // (lengths[0] * self._bytes_per_token + logits)))
-
-    def _make_room(self, size: int, tokens: int) -> None:
-        if size == 1:
-            raise UserError(
-                f"out of memory: a single prompt of {tokens} tokens does not fit; use shorter "
-                "prompts, --dtype bfloat16 or a smaller model"
-            ) from None
-        self._most_rows = size // 2
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def _text(self, tokens: Sequence[int]) -> str:
         kept = [token for token in tokens if token not in self._dropped_ids]
@@ -431,6 +394,28 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
+def _check_thinking_budget(budget: int, tags: ThinkingTags | None) -> None:
+    if budget < 0:
+        raise ConfigError(f"--thinking_budget: {budget} is negative")
+    if tags is None:
+        raise ConfigError(
+            "--thinking_budget: the model does not think between <think> and </think>; "
+            "leave the option out"
+        )
+
+
+def _make_bidirectional(model: PreTrainedModel) -> None:
+    """Install the training attention where it is not there yet, and see that it works."""
+    if has_sliding_window(model.config):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has layers without full attention (sliding window, chunked "
+            "or linear), where a bidirectional prefill is not defined; use --prefill causal"
+        )
+    if model.config._attn_implementation not in (SEGMENTS, FLEX):
+        install_backend(model, "auto")
+    check_masking(model, "bidirectional")
+
+
 def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     of_model = model.generation_config.eos_token_id if model.generation_config else None
     found = of_model if isinstance(of_model, list) else [of_model]
@@ -445,24 +430,6 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     )
 
 
-def _bytes_per_token(model: PreTrainedModel) -> int:
-    """Bytes of the keys and values of one token, which a call with one token shows."""
-    config = model.config.get_text_config(decoder=True)
-    if not all(isinstance(layer, DynamicLayer) for layer in DynamicCache(config=config).layers):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has layers that keep a state instead of keys and values "
-            "(Mamba, linear attention); run it behind a server and use that"
-        )
-    cache = DynamicCache()
-    with torch.inference_mode():
-        model(
-            input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device),
-            past_key_values=cache,
-            use_cache=True,
-        )
-    return sum(keys.nbytes + values.nbytes for keys, values, _ in cache)
-
-
 def _positions(model: PreTrainedModel) -> int | None:
     """Most tokens that the model has positions for; None if there is no end."""
     config = model.config.get_text_config(decoder=True).to_dict()
@@ -472,16 +439,3 @@ def _positions(model: PreTrainedModel) -> int | None:
         return positions
     original = rope.get("original_max_position_embeddings") or positions
     return max(positions, int(original * (rope.get("factor") or 1)))
-
-
-def _free_memory(device: torch.device) -> int:
-    """Bytes."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        # What torch holds but does not use.
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(psutil.virtual_memory().available)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -58,7 +58,7 @@ class Item:
         prompt: The user's turn, before the chat template.
         answer_prefix: Raw text after the chat template that the answer goes on from.
         references: The right answers, as the suite's score takes them.
-        max_new_tokens: Tokens kept for the answer.
+        max_new_tokens: Tokens kept for the answer, thinking included.
         tokens: Tokens of the whole prompt as `prompt_ids` gives them.
         fill: Part of the length that prompt and answer take.
         question: The question alone, where the suite's score needs it.
@@ -126,7 +126,7 @@ class ItemSet:
         samples: Items per task and length.
         header: What the manifest says before the items are made.
         draft: Makes one item's draft from task, length and index.
-        max_new_tokens: Tokens kept for the answer, per task.
+        max_new_tokens: Tokens kept for the answer, thinking included, per task.
         published: Whether the items are published data, which is not fitted to a length.
     """
 
@@ -187,6 +187,7 @@ def make_items(
     chat: bool | None = None,
     template_options: Mapping[str, Any] | None = None,
     max_new_tokens: int | None = None,
+    thinking_tokens: int = 0,
     prose: Sequence[str | Path] = (),
     squad: str | Path | None = None,
     hotpotqa: str | Path | None = None,
@@ -203,8 +204,8 @@ def make_items(
         tasks: Tasks of the suite; all of them if None.
         chat: Whether prompts go through the chat template; if None, where there is one.
         template_options: More arguments of the chat template.
-        max_new_tokens: Tokens kept for the answer, for models that think before it; if None, as
-            the benchmark has it.
+        max_new_tokens: Tokens kept for the answer; if None, as the benchmark has it.
+        thinking_tokens: Tokens kept for the thinking before the answer, on top of that.
         prose: Files with the background of babilong and the essays of ruler; the built-in prose,
             marked as a stand-in, if there are none.
         squad: SQuAD file for qa_1; made-up questions, marked as a stand-in, if None.
@@ -238,7 +239,8 @@ def make_items(
     corpora: dict[str, Any]
     if suite == "babilong":
         names = _checked_tasks(tasks, babilong.DATA_TASKS if babilong_data else BABI_TASKS)
-        kept = dict.fromkeys(names, max_new_tokens or babilong.MAX_NEW_TOKENS)
+        answer_tokens = max_new_tokens or babilong.MAX_NEW_TOKENS
+        kept = dict.fromkeys(names, answer_tokens + thinking_tokens)
         if babilong_data is not None:
             published: dict[tuple[str, int], Sequence[Draft]] = {}
             corpora = {}
@@ -270,7 +272,9 @@ def make_items(
 
     else:
         names = _checked_tasks(tasks, ruler.TASKS)
-        kept = {name: max_new_tokens or ruler.MAX_NEW_TOKENS[name] for name in names}
+        kept = {
+            name: (max_new_tokens or ruler.MAX_NEW_TOKENS[name]) + thinking_tokens for name in names
+        }
         outside = ruler.Corpora(
             essays=_prose(prose),
             words=load_words(),
@@ -304,6 +308,7 @@ def make_items(
         "chat": chat,
         "template_options": dict(template_options or {}),
         "max_new_tokens": kept,
+        "thinking_tokens": thinking_tokens,
         "corpora": corpora,
         "stand_in": any(corpus["stand_in"] for corpus in corpora.values()),
     }

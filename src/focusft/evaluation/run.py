@@ -21,7 +21,7 @@ from focusft.errors import DataError
 from focusft.evaluation.generation import Completion, Generator, Prompt
 from focusft.evaluation.items import MANIFEST_FILE, Item, ItemSet, read_items, write_items
 from focusft.evaluation.scoring import Score, score_output
-from focusft.evaluation.settings import check_settings
+from focusft.evaluation.settings import check_settings, differences, note_settings
 from focusft.evaluation.summary import Outcome, summarise
 
 BATCHES_FILE = "batches.json"
@@ -69,7 +69,9 @@ def run_suite(
         outcomes = _outcomes(chosen, out / ITEMS_FILE)
         if len(outcomes) < len(chosen):
             results_file.unlink(missing_ok=True)
-            _generate(chosen, outcomes, generator, out, progress)
+            prompts = [_prompt(item, items.header["thinking_tokens"]) for item in chosen]
+            batches = _batches(prompts, generator, out, settings)
+            _generate(chosen, prompts, batches, outcomes, generator, out / ITEMS_FILE, progress)
     pairs = [(item, outcomes[item.id]) for item in chosen]
     if results_file.exists():
         results: dict[str, Any] = json.loads(results_file.read_text(encoding="utf-8"))
@@ -89,10 +91,13 @@ def run_suite(
 
 
 def _items(items: ItemSet, out: Path, progress: Progress) -> tuple[list[Item], dict[str, Any]]:
-    """The items of the run: made now, or found complete."""
-    if not (out / MANIFEST_FILE).exists():
-        bar = progress.add_task("making items", total=len(items), note="")
-        write_items(items, out, lambda: progress.advance(bar))
+    """The items of the run: found complete, or made now."""
+    if (out / MANIFEST_FILE).exists():
+        found, manifest = read_items(out)
+        if not list(differences(items.header, {name: manifest.get(name) for name in items.header})):
+            return found, manifest
+    bar = progress.add_task("making items", total=len(items), note="")
+    write_items(items, out, lambda: progress.advance(bar))
     return read_items(out)
 
 
@@ -112,6 +117,7 @@ def _outcomes(items: list[Item], file: Path) -> dict[str, Outcome]:
                 row = json.loads(line)
                 outcome = Outcome(
                     output=row["output"],
+                    thinking=row["thinking"],
                     score=Score(row["score"], row["score_lenient"], row["no_answer"]),
                     prompt_tokens=row["tokens"],
                     output_tokens=row["output_tokens"],
@@ -130,11 +136,32 @@ def _outcomes(items: list[Item], file: Path) -> dict[str, Outcome]:
     return outcomes
 
 
+def _prompt(item: Item, thinking_tokens: int) -> Prompt:
+    answer_tokens = item.max_new_tokens - thinking_tokens
+    return Prompt(tuple(item.messages), item.answer_prefix, answer_tokens, sample=0)
+
+
+def _batches(
+    prompts: list[Prompt], generator: Generator, out: Path, settings: dict[str, Any]
+) -> list[list[int]]:
+    """The batches of the run: as many prompts together as memory allowed when it was begun."""
+    file = out / BATCHES_FILE
+    if not file.exists():
+        batches = generator.batches(prompts)
+        # Only now is it known that the model takes these prompts: until then, no setting is fixed.
+        note_settings(out, settings)
+        _replace(file, iter([json.dumps(batches) + "\n"]))
+    kept: list[list[int]] = json.loads(file.read_text(encoding="utf-8"))
+    return kept
+
+
 def _generate(
     items: list[Item],
+    prompts: list[Prompt],
+    batches: list[list[int]],
     outcomes: dict[str, Outcome],
     generator: Generator,
-    out: Path,
+    file: Path,
     progress: Progress,
 ) -> None:
     """Run the items that have no outcome, and write a line for each as it is done."""
@@ -145,14 +172,9 @@ def _generate(
         completed=sum(item.tokens for item in items if item.id in outcomes),
         note=f"{len(outcomes)}/{len(items)} items",
     )
-    prompts = [
-        Prompt(tuple(item.messages), item.answer_prefix, item.max_new_tokens, sample=0)
-        for item in items
-    ]
-    batches = _batches(prompts, generator, out / BATCHES_FILE)
     unfinished = [batch for batch in batches if any(items[i].id not in outcomes for i in batch)]
     # Unbuffered: each line is written whole by one call.
-    with (out / ITEMS_FILE).open("ab", buffering=0) as lines:
+    with file.open("ab", buffering=0) as lines:
         for index, completion in generator.complete(prompts, unfinished):
             item = items[index]
             # The kill came between the lines of a batch.
@@ -169,17 +191,10 @@ def _generate(
         raise AssertionError(f"the generator left out {len(missing)} items, such as {missing[0]}")
 
 
-def _batches(prompts: list[Prompt], generator: Generator, file: Path) -> list[list[int]]:
-    """The batches of the run: as many prompts as memory allowed when it was begun."""
-    if not file.exists():
-        _replace(file, iter([json.dumps(generator.batches(prompts)) + "\n"]))
-    batches: list[list[int]] = json.loads(file.read_text(encoding="utf-8"))
-    return batches
-
-
 def _outcome(item: Item, completion: Completion) -> Outcome:
     return Outcome(
         output=completion.text,
+        thinking=completion.thinking,
         score=score_output(item, completion.text),
         prompt_tokens=completion.prompt_tokens,
         output_tokens=completion.tokens,
@@ -198,6 +213,7 @@ def _line(item: Item, outcome: Outcome, **times: float) -> str:
         "answer_prefix": item.answer_prefix,
         "question": item.question,
         "references": item.references,
+        "thinking": outcome.thinking,
         "output": outcome.output,
         "score": outcome.score.score,
         "score_lenient": outcome.score.lenient,

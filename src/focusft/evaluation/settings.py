@@ -12,8 +12,16 @@ from focusft.errors import ConfigError, DataError
 SETTINGS_FILE = "settings.json"
 
 
+def note_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Write down what a run is begun with; JSON values."""
+    file = folder / SETTINGS_FILE
+    unfinished = file.with_name(file.name + ".unfinished")
+    unfinished.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(file)
+
+
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Note the settings of a new run, or check that a run begun earlier has the same.
+    """Check that a run that was begun in the folder, if any, has these settings.
 
     Args:
         folder: Folder of the run.
@@ -21,14 +29,10 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
 
     Raises:
         ConfigError: The run was begun with other settings.
-        DataError: The note of an earlier run cannot be read.
+        DataError: The note of the run cannot be read.
     """
     file = folder / SETTINGS_FILE
-    settings = json.loads(json.dumps(settings))
     if not file.exists():
-        unfinished = file.with_name(file.name + ".unfinished")
-        unfinished.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        unfinished.replace(file)
         return
     try:
         earlier = json.loads(file.read_text(encoding="utf-8"))
@@ -36,7 +40,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
         raise DataError(f"{file}: cannot be read ({error}); delete {folder} to begin again") from (
             error
         )
-    for name, before, now in differences(earlier, settings):
+    for name, before, now in differences(earlier, json.loads(json.dumps(settings))):
         option = f"--{name.removeprefix('config.')}" if name.startswith("config.") else name
         raise ConfigError(
             f"{option}: the run in {folder} was begun with {_shown(before)}, not {_shown(now)}; "

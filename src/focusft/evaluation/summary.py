@@ -19,14 +19,16 @@ class Outcome:
 
     Attributes:
         output: What the model wrote.
+        thinking: What it thought before that.
         score: What it is worth.
         prompt_tokens: Tokens of the whole prompt, as the generator counted them.
-        output_tokens: Tokens generated.
+        output_tokens: Tokens generated, those of the thinking included.
         truncated: Whether the output ended because it had no tokens left.
         seconds: Its share of the time of its batch.
     """
 
     output: str
+    thinking: str
     score: Score
     prompt_tokens: int
     output_tokens: int
