@@ -147,8 +147,8 @@ def test_equals_eager_attention(family, context_attention, make):
             assert part.queries == len(queries)
             check_equal(part, naive_figures(weights, batch, document, queries))
             row, tokens = document.row, slice(document.start, document.stop)
-            received = weights[:, row, :, tokens, tokens][:, :, queries].mean(dim=(1, 2))
-            torch.testing.assert_close(part.received_LT.float(), received, atol=1e-5, rtol=0)
+            received = weights[:, row, :, tokens, tokens][:, :, queries].mean(dim=(0, 1, 2))
+            torch.testing.assert_close(part.received_T.float(), received, atol=1e-5, rtol=0)
 
 
 def test_chunks_and_samples_measure_the_same_rows(monkeypatch):

@@ -55,13 +55,13 @@ class QueryDilution:
     Attributes:
         figures_LHF: The `FIGURES` of each head, float64.
         distances_LHE: Attention by distance, see `attention_rows`.
-        received_LT: Attention that each token gets, mean over the heads.
+        received_T: Attention that each token gets, mean over layers and heads.
         queries: How many queries were measured.
     """
 
     figures_LHF: Tensor
     distances_LHE: Tensor
-    received_LT: Tensor
+    received_T: Tensor
     queries: int
 
     def means(self) -> dict[str, float | None]:
@@ -377,7 +377,7 @@ def _stack(layers: Sequence[RowFigures], queries: int) -> QueryDilution:
     return QueryDilution(
         stacked([layer.figures_HF for layer in layers]),
         stacked([layer.distances_HE for layer in layers]),
-        stacked([layer.received_T for layer in layers]),
+        stacked([layer.received_T for layer in layers]).mean(dim=0),
         queries,
     )
 
