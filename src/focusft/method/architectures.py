@@ -107,17 +107,17 @@ def read_architecture(model: nn.Module, config: FocusConfig) -> Architecture:
     Raises:
         UnsupportedModelError: The model has a part that the method does not cover.
     """
-    below = causal_lm(model)
-    _refuse_unsupported(below)
-    decoder = below.get_decoder()
+    causal_lm = _causal_lm(model)
+    _refuse_unsupported(causal_lm)
+    decoder = causal_lm.get_decoder()
     children = dict(decoder.named_children())
     layers = children.get("layers")
     # Phi calls it final_layernorm.
     norm = children.get("norm", children.get("final_layernorm"))
-    head = below.get_output_embeddings()
+    head = causal_lm.get_output_embeddings()
     if not isinstance(layers, nn.ModuleList) or norm is None or head is None:
         raise UnsupportedModelError(
-            f"{type(below).__name__} keeps its layers, norm or head elsewhere than Llama-like "
+            f"{type(causal_lm).__name__} keeps its layers, norm or head elsewhere than Llama-like "
             "models do; FocuSFT needs decoder.layers, decoder.norm and an output embedding"
         )
     # The published rule, int(L * (1 - fraction)), with one layer adapted at the least.
@@ -125,21 +125,16 @@ def read_architecture(model: nn.Module, config: FocusConfig) -> Architecture:
     for index, layer in enumerate(layers):
         if "self_attn" not in dict(layer.named_children()):
             raise UnsupportedModelError(
-                f"{type(below).__name__}: layer {index} ({type(layer).__name__}) has "
+                f"{type(causal_lm).__name__}: layer {index} ({type(layer).__name__}) has "
                 "no self_attn; use a model whose layers are attention and MLP, as Llama's are"
             )
     targets: list[nn.Module] = []
     for index in range(first_adapted, len(layers)):
         targets.extend(_targets(layers[index], index, config.target_modules))
-    return Architecture(below, decoder, layers, first_adapted, norm, head, tuple(targets))
+    return Architecture(causal_lm, decoder, layers, first_adapted, norm, head, tuple(targets))
 
 
-def causal_lm(model: nn.Module) -> PreTrainedModel:
-    """The causal language model below a PEFT wrapper.
-
-    Raises:
-        UnsupportedModelError: It is another kind of model, or wrapped otherwise.
-    """
+def _causal_lm(model: nn.Module) -> PreTrainedModel:
     if is_peft_available():
         from peft import PeftModel
 
