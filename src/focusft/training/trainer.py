@@ -22,6 +22,7 @@ from focusft.method.engine import FocusEngine
 from focusft.method.inner_loop import InnerTrace
 from focusft.method.loss import PredictedRows, plain_response_loss
 from focusft.method.turns import TurnLayout
+from focusft.training.checkpointing import checkpoint_selectively
 from focusft.training.config import FocuSFTConfig
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,8 @@ class FocuSFTTrainer(Trainer):
         super().__init__(model=model, args=args, **kwargs)
         # The loss below takes num_items_in_batch, whatever the model's own forward does.
         self.model_accepts_loss_kwargs = True
+        if args.checkpointing == "selective":
+            checkpoint_selectively(model)
         self._window = _Window()
         self.inner_steps_watched = 0
         self.inner_steps_raised = 0
