@@ -33,7 +33,7 @@ def model(tmp_path):
 @pytest.fixture
 def data(tmp_path):
     path = tmp_path / "held_out.jsonl"
-    rows = make_conversations("qa1", count=5, context_tokens=400, seed=1, count_tokens=len)
+    rows = make_conversations("qa1", count=4, context_tokens=330, seed=1, count_tokens=len)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -47,20 +47,20 @@ def probe(model, data, out, *, compare=None, terminal=None, **options):
 
 def test_results_are_those_of_single_measurements(model, data, tmp_path):
     terminal = io.StringIO()
-    results = probe(model, data, tmp_path / "out", terminal=terminal, samples=4)
+    results = probe(model, data, tmp_path / "out", terminal=terminal, samples=3)
     tokenizer = tiny_tokenizer()
-    examples = read_marked(data, tokenizer, samples=4, max_length=None).examples
+    examples = read_marked(data, tokenizer, samples=3, max_length=None).examples
     loaded = load_model(model)
     for mask in ("causal", "bidirectional"):
         single = [measure_dilution(loaded, [e.batch()], mask) for e in examples]
         for figure in ("sink_mass", "context_engagement", "needle_mass"):
             values = [d.means[figure] for d in single]
             assert [e[mask][figure] for e in results["examples"]] == pytest.approx(values)
-            assert results[mask][figure] == pytest.approx(sum(values) / 4)
+            assert results[mask][figure] == pytest.approx(sum(values) / 3)
             low, high = results[mask]["intervals"][figure]
             assert low < results[mask][figure] < high
         assert len(results[mask]["per_layer"]) == 4
-        assert results[mask]["context_queries"]["queries"] == 4 * 128
+        assert results[mask]["context_queries"]["queries"] == 3 * 128
     ratios = results["ratios"]
     sinks = [[e[mask]["sink_mass"] for e in results["examples"]] for mask in
              ("causal", "bidirectional")]  # fmt: skip
@@ -77,7 +77,7 @@ def test_results_are_those_of_single_measurements(model, data, tmp_path):
 
 
 def test_fast_weights_are_those_of_a_training_call(model, data, tmp_path):
-    results = probe(model, data, tmp_path / "out", samples=2, with_fast_weights=True, inner_lr=0.05)
+    results = probe(model, data, tmp_path / "out", samples=1, with_fast_weights=True, inner_lr=0.05)
     example = read_marked(data, tiny_tokenizer(), samples=1, max_length=None).examples[0]
     loaded = load_model(model).train()
     config = focusft.FocusConfig(inner_lr=0.05)
@@ -100,7 +100,7 @@ def test_two_models_are_compared_on_the_same_examples(model, data, tmp_path):
     other = save_model(tmp_path / "other", seed=1)
     results = probe(model, data, tmp_path / "out", compare=other, terminal=terminal)
     differences = results["compare"]["differences"]
-    assert differences["examples"] == 5
+    assert differences["examples"] == 4
     for mask in ("causal", "bidirectional"):
         expected = results["compare"][mask]["sink_mass"] - results[mask]["sink_mass"]
         assert differences[mask]["sink_mass"]["value"] == pytest.approx(expected)

@@ -26,7 +26,7 @@ from focusft.analysis.attention_rows import (
     attention_figures,
 )
 from focusft.errors import UnsupportedModelError
-from focusft.method.architectures import CALL, Architecture, causal_lm, has_sliding_window
+from focusft.method.architectures import CALL, Architecture, has_sliding_window, unwrap_causal_lm
 from focusft.method.attention import ATTENTION, SEGMENTS, TurnAttention, turn_attention
 from focusft.method.config import ContextAttention
 from focusft.method.loss import PredictedRows
@@ -36,7 +36,7 @@ from focusft.method.turns import Document, TurnLayout
 
 @dataclass(frozen=True)
 class QuerySample:
-    """How many queries of a document are measured at most, evenly spaced; None for all.
+    """How many queries of a document are measured at most, evenly spaced; None for all, 0 for none.
 
     Attributes:
         response: Of those that predict a labelled response token.
@@ -75,7 +75,7 @@ class DocumentDilution:
 
     Attributes:
         response: Of the queries that predict a labelled response token.
-        context: Of the other context tokens; None in a document that has none.
+        context: Of the other context tokens; None where there are none, or none are wanted.
         tokens: Length of the document.
     """
 
@@ -172,7 +172,7 @@ def probing(model: nn.Module) -> Iterator[PreTrainedModel]:
     Raises:
         UnsupportedModelError: The model has layers without full attention.
     """
-    below = causal_lm(model)
+    below = unwrap_causal_lm(model)
     if has_sliding_window(below.config):
         raise UnsupportedModelError(
             f"{type(below).__name__} has layers without full attention (sliding window, chunked or "
@@ -249,12 +249,18 @@ def observing(architecture: Architecture, recorder: Recorder) -> Iterator[None]:
         if call is None or call.is_adapting:
             return None
         turns: TurnAttention = kwargs[ATTENTION]
-        return args, {**kwargs, ATTENTION: replace(turns, observer=recorder.observe)}
+        return args, {**kwargs, ATTENTION: replace(turns, observer=recorder.keep)}
+
+    def reduce(*_: Any) -> None:
+        recorder.reduce()
 
     handles = [
         attention.register_forward_pre_hook(add_observer, with_kwargs=True)
         for attention in architecture.attentions
     ]
+    # Outside the layer, since selective checkpointing takes the order of all products inside it
+    # for that of the recompute.
+    handles += [layer.register_forward_hook(reduce) for layer in architecture.layers]
     try:
         yield
     finally:
@@ -281,19 +287,33 @@ class Recorder:
             if predicts_BS[document.row, document.start : document.stop].any()
         ]
         self._layers: list[list[list[RowFigures]]] = []
+        self._kept: tuple[Tensor, Tensor, float] | None = None
 
     @property
     def layers(self) -> int:
         """How many layers were seen."""
         return len(self._layers)
 
-    def observe(self, query_BHSD: Tensor, key_BGSD: Tensor, scaling: float) -> None:
-        """Take in the queries and keys of the next layer."""
+    def keep(self, query_BHSD: Tensor, key_BGSD: Tensor, scaling: float) -> None:
+        """Take in the queries and keys of the next layer, for `reduce`."""
+        self._kept = query_BHSD.detach(), key_BGSD.detach(), scaling
+
+    def reduce(self) -> None:
+        """Reduce what was kept to figures, if something was."""
+        if self._kept is None:
+            return
+        query_BHSD, key_BGSD, scaling = self._kept
+        self._kept = None
         # bfloat16 products would cost the small masses their last digits.
         with torch.no_grad(), torch.autocast(query_BHSD.device.type, enabled=False):
             self._layers.append(
                 [rows.measure(query_BHSD, key_BGSD, scaling) for rows in self._documents]
             )
+
+    def observe(self, query_BHSD: Tensor, key_BGSD: Tensor, scaling: float) -> None:
+        """Take in the queries and keys of the next layer and reduce them."""
+        self.keep(query_BHSD, key_BGSD, scaling)
+        self.reduce()
 
     def documents(self) -> list[DocumentDilution]:
         """The documents with a label, in their order in the batch."""
@@ -333,7 +353,7 @@ class _Rows:
         others_T = context_T & ~predicts_T
         others_T[0] = False
         queries = [_evenly(predicts_T.nonzero()[:, 0], sample.response)]
-        if others_T.any():
+        if others_T.any() and sample.context != 0:
             queries.append(_evenly(others_T.nonzero()[:, 0], sample.context))
         keys = torch.arange(document.start, document.stop, device=context_T.device)
         of_row = torch.tensor(row, device=context_T.device)

@@ -12,8 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 # Examples of the probe set, and queries of one document: they keep the probe cheap.
 PROBE_EXAMPLES = 4
-SAMPLE = QuerySample(response=64, context=1)
+SAMPLE = QuerySample(response=64, context=0)
 MASKS: tuple[ContextAttention, ...] = ("causal", "bidirectional")
 FIGURES = ("sink_mass", "context_engagement", "needle_mass", "entropy")
 # The batch does not tell template text from content.
@@ -80,21 +79,20 @@ class LiveProbe:
         """Tell whether a step is to be measured and has not been."""
         return step % self.steps == 0 and step != self.last_step
 
-    def measure_set(
-        self, step: int, autocast: Callable[[], AbstractContextManager[Any]]
-    ) -> dict[str, float]:
+    def measure_set(self, step: int) -> dict[str, float]:
         """Measure the probe set under both masks, for the log.
+
+        Call it in the autocast context of training.
 
         Args:
             step: Number of the optimizer step.
-            autocast: Makes the context in which training calls the model.
         """
         self.last_step = step
         if not self._batches:
             return {}
         started = time.perf_counter()
-        metrics = {}
-        with probing(self._model) as model, autocast():
+        metrics: dict[str, float] = {}
+        with probing(self._model) as model:
             for mask in MASKS:
                 found = [
                     document.response
