@@ -9,13 +9,12 @@ import focusft
 from focusft.analysis.attention_rows import DISTANCE_STARTS, FIGURES
 from focusft.analysis.dilution import (
     Dilution,
-    QuerySample,
-    Recorder,
     measure_dilution,
     measure_documents,
     observing,
     probing,
 )
+from focusft.analysis.recorder import QuerySample, Recorder
 from focusft.errors import UnsupportedModelError
 from focusft.method.architectures import read_architecture
 from focusft.method.masks import dense_mask

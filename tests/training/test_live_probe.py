@@ -1,5 +1,10 @@
 """The probe during training: what it logs, and that it changes nothing."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -81,7 +86,7 @@ def test_the_log_holds_the_figures_of_the_model(tmp_path):
 
 @pytest.mark.parametrize("options", [{}, {"packing": False}, {"method": "sft"}])
 def test_the_batch_is_that_of_the_training_call(options, tmp_path):
-    """Fast weights change attention above the first adapted layer only, so layers are few."""
+    """With a tiny step size the fast weights change next to nothing."""
     run = trainer(tmp_path, probe_steps=10, max_steps=1, inner_lr=1e-6, **options)
     batch = next(iter(run.get_train_dataloader()))
     mask = "causal" if options.get("method") == "sft" else "bidirectional"
@@ -119,7 +124,7 @@ def test_a_given_probe_set_has_content_and_needles(tmp_path):
 
 
 def test_a_sink_that_does_not_fall_is_named_with_its_mend(tmp_path, caplog):
-    """With uniform attention the bidirectional mask cannot help a context of one token."""
+    """With a context of one token the two masks are the same."""
     run = trainer(tmp_path, probe_steps=1)
     rows = [{"input_ids": [5, 6, 7, 8], "labels": [-100, 6, 7, 8], "turn_ids": [1, -2, -2, -2]}]
     batches = [ConversationCollator(0)(rows)]
@@ -129,6 +134,54 @@ def test_a_sink_that_does_not_fall_is_named_with_its_mend(tmp_path, caplog):
     (warning,) = [r.getMessage() for r in caplog.records if "sink mass" in r.getMessage()]
     assert warning.startswith("step 0: ")
     assert "set context_attention=causal" in warning
+
+
+def test_a_model_that_cannot_be_probed_trains_without(tmp_path, caplog):
+    model = tiny_model("mistral", sliding_window=4)
+    run = trainer(tmp_path, model, method="sft", packing=False, probe_steps=1)
+    run.train()
+    assert len(losses(run)) == 4
+    assert not probe_lines(run)
+    (warning,) = [r.getMessage() for r in caplog.records if "probe is off" in r.getMessage()]
+    assert "probe another model" in warning
+
+
+TWO_RANKS = """
+import json
+import os
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+import torch
+torch.set_num_threads(1)
+from tests.training.test_trainer import trainer, weights
+logs, checksums = [], []
+for probe_steps in (0, 1):
+    run = trainer(Path({folder!r}) / str(probe_steps), max_steps=2, probe_steps=probe_steps)
+    run.train()
+    logs.append(run.state.log_history)
+    checksums.append([weight.double().sum().item() for weight in weights(run).values()])
+rank = os.environ["RANK"]
+Path({folder!r}, f"rank{{rank}}.json").write_text(json.dumps([logs, checksums]))
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_log_the_same_and_train_as_without(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(TWO_RANKS.format(root=os.getcwd(), folder=str(tmp_path)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    subprocess.run([*command, "--nproc_per_node=2", str(script)], check=True, timeout=300)
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    lines = []
+    for (_, log), (without, probed) in ranks:
+        assert without == probed
+        lines.append([{k: v for k, v in entry.items() if k.startswith("probe/")} for entry in log])
+    for first, second in zip(*lines, strict=True):
+        first.pop("probe/seconds", None)
+        second.pop("probe/seconds", None)
+        assert first == second
+    assert {"probe/batch_sink_mass", "probe/sink_mass_causal"} <= set(lines[0][0])
 
 
 def test_steps_are_checked():

@@ -3,8 +3,7 @@
 Attention is recomputed for the rows that predict response tokens, and for an even sample of the
 context's rows, so memory never grows with S x S. The figures are defined in docs/attention.md.
 
-Shapes: B batch, S sequence, H query heads, G key heads, T tokens of one document, Q queries of one
-document, D features of a head, L layers, N documents, F figures, E distances.
+Shapes: B batch, S sequence, H heads, L layers, F figures, E distances.
 """
 
 from __future__ import annotations
@@ -12,76 +11,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from focusft.analysis.attention_rows import (
-    DISTANCE_STARTS,
-    FIGURES,
-    KeyGroups,
-    RowFigures,
-    attention_figures,
+from focusft.analysis.attention_rows import DISTANCE_STARTS, FIGURES
+from focusft.analysis.recorder import (
+    DocumentDilution,
+    QueryDilution,
+    QuerySample,
+    Recorder,
+    json_number,
+    named_figures,
 )
 from focusft.errors import UnsupportedModelError
 from focusft.method.architectures import CALL, Architecture, has_sliding_window, unwrap_causal_lm
 from focusft.method.attention import ATTENTION, SEGMENTS, TurnAttention, turn_attention
-from focusft.method.config import ContextAttention
-from focusft.method.loss import PredictedRows
-from focusft.method.masks import may_attend
-from focusft.method.turns import Document, TurnLayout
-
-
-@dataclass(frozen=True)
-class QuerySample:
-    """How many queries of a document are measured at most, evenly spaced; None for all, 0 for none.
-
-    Attributes:
-        response: Of those that predict a labelled response token.
-        context: Of the other context tokens, without the first, which sees but itself under the
-            causal mask.
-    """
-
-    response: int | None = None
-    context: int | None = 128
-
-
-@dataclass(frozen=True)
-class QueryDilution:
-    """One document, one kind of queries: means over them, for each layer.
-
-    Attributes:
-        figures_LHF: The `FIGURES` of each head, float64.
-        distances_LHE: Attention by distance, see `attention_rows`.
-        received_T: Attention that each token gets, mean over layers and heads.
-        queries: How many queries were measured.
-    """
-
-    figures_LHF: Tensor
-    distances_LHE: Tensor
-    received_T: Tensor
-    queries: int
-
-    def means(self) -> dict[str, float | None]:
-        """Each figure as the mean over layers and heads; None for needles that are not marked."""
-        return _named(self.figures_LHF.mean(dim=(0, 1)))
-
-
-@dataclass(frozen=True)
-class DocumentDilution:
-    """The attention of one document.
-
-    Attributes:
-        response: Of the queries that predict a labelled response token.
-        context: Of the other context tokens; None where there are none, or none are wanted.
-        tokens: Length of the document.
-    """
-
-    response: QueryDilution
-    context: QueryDilution | None
-    tokens: int
+from focusft.method.config import ContextAttention, ContextBlocks
+from focusft.method.turns import TurnLayout
 
 
 @dataclass(frozen=True)
@@ -112,10 +62,12 @@ class Dilution:
         mass_E = torch.stack([d.distances_LHE.mean(dim=(0, 1)) for d in documents]).mean(dim=0)
         reached = 1 + max(mass_E.nonzero().flatten().tolist(), default=1)
         return cls(
-            means=_named(figures_LHF.mean(dim=(0, 1))),
-            per_layer=[_named(layer_F) for layer_F in figures_LHF.mean(dim=1)],
+            means=named_figures(figures_LHF.mean(dim=(0, 1))),
+            per_layer=[named_figures(layer_F) for layer_F in figures_LHF.mean(dim=1)],
             per_head={
-                name: [[_number(x) for x in layer] for layer in figures_LHF[..., index].tolist()]
+                name: [
+                    [json_number(x) for x in layer] for layer in figures_LHF[..., index].tolist()
+                ]
                 for index, name in enumerate(FIGURES)
             },
             distances={"from": list(DISTANCE_STARTS[:reached]), "mass": mass_E[:reached].tolist()},
@@ -170,13 +122,18 @@ def probing(model: nn.Module) -> Iterator[PreTrainedModel]:
         The causal language model below a PEFT wrapper.
 
     Raises:
-        UnsupportedModelError: The model has layers without full attention.
+        UnsupportedModelError: The model has layers without full attention, or hides it.
     """
     below = unwrap_causal_lm(model)
     if has_sliding_window(below.config):
         raise UnsupportedModelError(
             f"{type(below).__name__} has layers without full attention (sliding window, chunked or "
             "linear), where the sink is not in reach of every query; probe another model"
+        )
+    if not any(p.kind is p.VAR_KEYWORD for p in signature(below.forward).parameters.values()):
+        raise UnsupportedModelError(
+            f"{type(below).__name__} hands no keyword arguments on to its attention, which the "
+            "probe needs; probe another model"
         )
     implementation = below.config._attn_implementation
     # A part may be in eval mode on purpose, inside a model in training mode.
@@ -196,6 +153,7 @@ def measure_documents(
     batch: Mapping[str, Tensor],
     context_attention: ContextAttention,
     sample: QuerySample | None = None,
+    context_blocks: ContextBlocks = "merged",
 ) -> list[DocumentDilution]:
     """Measure each document of a batch that has a label, in one forward.
 
@@ -207,11 +165,12 @@ def measure_documents(
             whole context counts as content.
         context_attention: Attention among context tokens.
         sample: Which queries; all response queries by default.
+        context_blocks: See `TurnLayout.from_turn_ids`.
 
     Raises:
         UnsupportedModelError: The model's attention does not show its queries and keys.
     """
-    layout = TurnLayout.from_batch(batch)
+    layout = TurnLayout.from_batch(batch, context_blocks)
     recorder = Recorder(batch, layout, context_attention, sample or QuerySample())
     attention = replace(turn_attention(model, layout, context_attention), observer=recorder.observe)
     with torch.no_grad():
@@ -267,148 +226,6 @@ def observing(architecture: Architecture, recorder: Recorder) -> Iterator[None]:
         # Gone before a checkpointed layer runs again in the backward pass.
         for handle in handles:
             handle.remove()
-
-
-class Recorder:
-    """Collects the figures of each layer and document of one forward."""
-
-    def __init__(
-        self,
-        batch: Mapping[str, Tensor],
-        layout: TurnLayout,
-        context_attention: ContextAttention,
-        sample: QuerySample,
-    ) -> None:
-        """Choose the queries; see `measure_documents`."""
-        predicts_BS = PredictedRows.of(batch["labels"], layout).mask_BS
-        self._documents = [
-            _Rows.of(document, batch, layout, predicts_BS, context_attention, sample)
-            for document in layout.documents()
-            if predicts_BS[document.row, document.start : document.stop].any()
-        ]
-        self._layers: list[list[list[RowFigures]]] = []
-        self._kept: tuple[Tensor, Tensor, float] | None = None
-
-    @property
-    def layers(self) -> int:
-        """How many layers were seen."""
-        return len(self._layers)
-
-    def keep(self, query_BHSD: Tensor, key_BGSD: Tensor, scaling: float) -> None:
-        """Take in the queries and keys of the next layer, for `reduce`."""
-        self._kept = query_BHSD.detach(), key_BGSD.detach(), scaling
-
-    def reduce(self) -> None:
-        """Reduce what was kept to figures, if something was."""
-        if self._kept is None:
-            return
-        query_BHSD, key_BGSD, scaling = self._kept
-        self._kept = None
-        # bfloat16 products would cost the small masses their last digits.
-        with torch.no_grad(), torch.autocast(query_BHSD.device.type, enabled=False):
-            self._layers.append(
-                [rows.measure(query_BHSD, key_BGSD, scaling) for rows in self._documents]
-            )
-
-    def observe(self, query_BHSD: Tensor, key_BGSD: Tensor, scaling: float) -> None:
-        """Take in the queries and keys of the next layer and reduce them."""
-        self.keep(query_BHSD, key_BGSD, scaling)
-        self.reduce()
-
-    def documents(self) -> list[DocumentDilution]:
-        """The documents with a label, in their order in the batch."""
-        found = []
-        for number, rows in enumerate(self._documents):
-            by_kind = [
-                _stack([layer[number][kind] for layer in self._layers], len(positions_Q))
-                for kind, positions_Q in enumerate(rows.queries)
-            ]
-            context = by_kind[1] if len(by_kind) > 1 else None
-            found.append(DocumentDilution(by_kind[0], context, rows.tokens))
-        return found
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The queries of one document: those of the response, then those of the context, if any."""
-
-    document: Document
-    queries: list[Tensor]
-    allowed: list[Tensor]
-    groups: KeyGroups
-
-    @classmethod
-    def of(
-        cls,
-        document: Document,
-        batch: Mapping[str, Tensor],
-        layout: TurnLayout,
-        predicts_BS: Tensor,
-        context_attention: ContextAttention,
-        sample: QuerySample,
-    ) -> _Rows:
-        row, tokens = document.row, slice(document.start, document.stop)
-        context_T = layout.is_context_BS[row, tokens]
-        predicts_T = predicts_BS[row, tokens]
-        others_T = context_T & ~predicts_T
-        others_T[0] = False
-        queries = [_evenly(predicts_T.nonzero()[:, 0], sample.response)]
-        if others_T.any() and sample.context != 0:
-            queries.append(_evenly(others_T.nonzero()[:, 0], sample.context))
-        keys = torch.arange(document.start, document.stop, device=context_T.device)
-        of_row = torch.tensor(row, device=context_T.device)
-        allowed = [
-            may_attend(layout, context_attention, of_row, keys[q][:, None], keys[None, :])
-            for q in queries
-        ]
-        content, needle = batch.get("content_mask"), batch.get("needle_mask")
-        needle_T = None if needle is None else needle[row, tokens].bool()
-        groups = KeyGroups(
-            context_T,
-            context_T if content is None else content[row, tokens].bool() & context_T,
-            needle_T if needle_T is not None and needle_T.any() else None,
-        )
-        return cls(document, queries, allowed, groups)
-
-    @property
-    def tokens(self) -> int:
-        return self.document.stop - self.document.start
-
-    def measure(self, query_BHSD: Tensor, key_BGSD: Tensor, scaling: float) -> list[RowFigures]:
-        row, tokens = self.document.row, slice(self.document.start, self.document.stop)
-        query_HTD, key_GTD = query_BHSD[row, :, tokens], key_BGSD[row, :, tokens]
-        return [
-            attention_figures(query_HTD[:, q], key_GTD, q, allowed_QT, self.groups, scaling)
-            for q, allowed_QT in zip(self.queries, self.allowed, strict=True)
-        ]
-
-
-def _evenly(positions: Tensor, most: int | None) -> Tensor:
-    if most is None or len(positions) <= most:
-        return positions
-    chosen = torch.arange(most, device=positions.device) * len(positions) // most
-    return positions[chosen]
-
-
-def _stack(layers: Sequence[RowFigures], queries: int) -> QueryDilution:
-    def stacked(tensors: Sequence[Tensor]) -> Tensor:
-        return torch.stack(list(tensors)).double().cpu()
-
-    return QueryDilution(
-        stacked([layer.figures_HF for layer in layers]),
-        stacked([layer.distances_HE for layer in layers]),
-        stacked([layer.received_T for layer in layers]).mean(dim=0),
-        queries,
-    )
-
-
-def _named(figures_F: Tensor) -> dict[str, float | None]:
-    return dict(zip(FIGURES, map(_number, figures_F.tolist()), strict=True))
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if value != value else value
 
 
 def _known(value: float | None) -> float:

@@ -17,15 +17,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from focusft.analysis.dilution import (
-    Dilution,
-    QueryDilution,
-    QuerySample,
-    Recorder,
-    measure_documents,
-    observing,
-    probing,
-)
+from focusft.analysis.dilution import Dilution, measure_documents, observing, probing
+from focusft.analysis.recorder import QueryDilution, QuerySample, Recorder
+from focusft.errors import UnsupportedModelError
 from focusft.method.architectures import read_architecture
 from focusft.method.config import ContextAttention, FocusConfig
 from focusft.method.turns import TurnLayout
@@ -91,20 +85,32 @@ class LiveProbe:
         if not self._batches:
             return {}
         started = time.perf_counter()
-        metrics: dict[str, float] = {}
+        try:
+            metrics = self._measure_both_masks()
+        except UnsupportedModelError as error:
+            # Plain SFT trains models that cannot be probed.
+            logger.warning("the attention probe is off: %s", error)
+            self._batches = ()
+            return {}
+        metrics["probe/seconds"] = round(time.perf_counter() - started, 3)
+        self._watch(step, metrics)
+        return metrics
+
+    def _measure_both_masks(self) -> dict[str, float]:
+        metrics = {}
         with probing(self._model) as model:
             for mask in MASKS:
                 found = [
                     document.response
                     for batch in self._batches
-                    for document in measure_documents(model, batch, mask, SAMPLE)
+                    for document in measure_documents(
+                        model, batch, mask, SAMPLE, self._config.context_blocks
+                    )
                 ]
                 means = Dilution.of(found).means
                 for figure in FIGURES:
                     if (value := means[figure]) is not None:
                         metrics[f"probe/{figure}_{mask}"] = value
-        metrics["probe/seconds"] = round(time.perf_counter() - started, 3)
-        self._watch(step, metrics)
         return metrics
 
     @contextmanager

@@ -16,14 +16,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from focusft.analysis.dilution import (
-    DocumentDilution,
-    QuerySample,
-    Recorder,
-    measure_documents,
-    observing,
-    probing,
-)
+from focusft.analysis.dilution import measure_documents, observing, probing
+from focusft.analysis.recorder import DocumentDilution, QuerySample, Recorder
 from focusft.data.marked import MarkedExample, MarkedSet, read_marked
 from focusft.errors import ConfigError
 from focusft.method.architectures import read_architecture

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from focusft.analysis.dilution import Dilution, DocumentDilution
+from focusft.analysis.dilution import Dilution
 from focusft.analysis.intervals import (
     Estimate,
     bootstrap,
@@ -17,6 +17,7 @@ from focusft.analysis.intervals import (
     median_of_ratios,
     ratio_of_means,
 )
+from focusft.analysis.recorder import DocumentDilution
 from focusft.data.marked import MarkedExample, MarkedSet
 from focusft.errors import ConfigError
 from focusft.method.config import ContextAttention
