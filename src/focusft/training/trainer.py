@@ -104,7 +104,7 @@ class FocuSFTTrainer(Trainer):
             self.live_probe = LiveProbe(
                 model,
                 self.focus_config,
-                [self._prepare_inputs(batch) for batch in batches],
+                [self._prepare_inputs(dict(batch)) for batch in batches],
                 args.probe_steps,
                 watches_batch=self.engine.attention_backend in ("segments", "flex"),
             )
@@ -251,9 +251,10 @@ class FocuSFTTrainer(Trainer):
                 "are probed; pass eval_dataset"
             )
             return []
-        count = min(PROBE_EXAMPLES, len(dataset))
+        examples: Any = dataset
+        count = min(PROBE_EXAMPLES, len(examples))
         logger.info("the attention probe takes the first %d examples of %s", count, name)
-        batches = [self.data_collator([dataset[index]]) for index in range(count)]
+        batches = [self.data_collator([examples[index]]) for index in range(count)]
         return [batch for batch in batches if (batch["labels"][:, 1:] != -100).any()]
 
     def _keep_trace(self, trace: InnerTrace | None) -> None:
