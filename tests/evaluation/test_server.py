@@ -62,7 +62,7 @@ class StandIn:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
 
@@ -274,9 +274,7 @@ def test_the_wait_between_tries_doubles(monkeypatch):
     for _ in range(4):
         retry = retry.increment("POST", "/", error=requests.urllib3.exceptions.ProtocolError("x"))
         waits.append(retry.get_backoff_time())
-    assert all(
-        wait >= 2**n - 0.001 and wait <= 2**n + 0.5 for n, wait in enumerate(waits[1:], 1)
-    )
+    assert all(wait >= 2**n - 0.001 and wait <= 2**n + 0.5 for n, wait in enumerate(waits[1:], 1))
 
 
 @pytest.mark.parametrize(
