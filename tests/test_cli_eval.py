@@ -30,7 +30,7 @@ def save_model(folder, seed):
 def arguments(model, out, *more):
     return [
         "eval", str(model), "--suite", "ruler", "--tasks", "niah_single_1,niah_single_2",
-        "--lengths", "1k,1.5k", "--samples", "3", "--batch_size", "2", "--max_new_tokens", "12",
+        "--lengths", "1k,1.5k", "--samples", "2", "--batch_size", "2", "--max_new_tokens", "12",
         "--out", str(out), *more,
     ]  # fmt: skip
 
@@ -44,7 +44,7 @@ def test_a_run_and_a_comparison(model_folder, tmp_path, capsys):
     results = json.loads((out / "results.json").read_text())
     assert results["config"] == {
         "model": str(model_folder), "suite": "ruler", "tasks": ["niah_single_1", "niah_single_2"],
-        "lengths": [1024, 1536], "samples": 3, "seed": 42, "dtype": "auto", "batch_size": 2,
+        "lengths": [1024, 1536], "samples": 2, "seed": 42, "dtype": "auto", "batch_size": 2,
         "prefill": "causal", "chat": True, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 12,
         "thinking_budget": None, "server": None, "server_model": None, "concurrency": 16,
         "api": None, "prose": [], "squad": None, "hotpotqa": None, "babilong_data": None,
@@ -52,10 +52,10 @@ def test_a_run_and_a_comparison(model_folder, tmp_path, capsys):
     assert results["generator"]["dtype"] == "float32"
     assert results["versions"]["torch"]
     cell = results["tasks"]["niah_single_1"]["1024"]
-    assert cell["n"] == 3
+    assert cell["n"] == 2
     assert cell["counted_otherwise"] == 0
     assert cell["fill"]["least"] > 0.9
-    assert len((out / "items.jsonl").read_text().splitlines()) == 12
+    assert len((out / "items.jsonl").read_text().splitlines()) == 8
     assert "Plotly.newPlot" in (out / "figures.html").read_text()
 
     other = tmp_path / "other"
@@ -65,7 +65,7 @@ def test_a_run_and_a_comparison(model_folder, tmp_path, capsys):
     )
     assert "difference in points" in capsys.readouterr().out
     comparison = json.loads((other / "comparison.json").read_text())
-    assert comparison["overall"]["n"] == 12
+    assert comparison["overall"]["n"] == 8
     # Without running anything.
     (other / "comparison.json").unlink()
     assert main(["eval", "--out", str(other), "--compare", str(out)]) == 0
@@ -141,7 +141,7 @@ def test_killed_at_any_moment(model_folder, tmp_path):
     assert start(tmp_path / "whole").wait() == 0
     cut = tmp_path / "cut"
     rng = random.Random(0)
-    for goal in (0, 1, 50, 120, 200):
+    for goal in (0, 1, 40, 120):
         process = start(cut)
         while process.poll() is None and not (
             (cut / "manifest.json").exists() and number_of_lines(cut) >= goal

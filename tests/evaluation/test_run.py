@@ -1,5 +1,6 @@
 """A run: perfect, random and empty answers, figures, and going on after a kill."""
 
+import itertools
 import json
 import multiprocessing
 import random
@@ -10,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from focusft.errors import ConfigError, DataError
-from focusft.evaluation import ruler
+from focusft.evaluation import batching, generation, ruler
 from focusft.evaluation.babilong import labels_of
+from focusft.evaluation.generation import Completion, LocalGenerator, Prompt
 from focusft.evaluation.items import make_items
 from focusft.evaluation.statistics import wilson_interval
 from focusft.evaluation.worlds import TASKS as BABI_TASKS
 from tests.evaluation.scripted import Scripted, answers_by, perfect, run
+from tests.tiny_models import tiny_model, tiny_tokenizer
 
 FORK = multiprocessing.get_context("fork")
 
@@ -251,3 +254,74 @@ def test_killed_at_any_moment(few, tmp_path):
 def lines_of(out: Path) -> list[bytes]:
     file = out / "items.jsonl"
     return re.findall(rb".*\n", file.read_bytes()) if file.exists() else []
+
+
+# --- with a real generator -----------------------------------------------------------------------
+
+
+def test_the_batches_of_a_run_are_kept(tmp_path, monkeypatch):
+    """Interrupted within a batch, and gone on with where other batches would fit into memory."""
+    tokenizer = tiny_tokenizer()
+    items = make_items(
+        "ruler", tokenizer=tokenizer, lengths=[1024], samples=7, tasks=["niah_single_1"],
+        max_new_tokens=6,
+    )  # fmt: skip
+    model = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=1024)
+    sizes = []
+    real = generation.decode
+
+    def noting(model, encoded, *args, **kwargs):
+        sizes.append(len(encoded))
+        real(model, encoded, *args, **kwargs)
+
+    monkeypatch.setattr(generation, "decode", noting)
+    run(items, tmp_path / "whole", LocalGenerator(model, tokenizer))
+    assert sizes == [7]
+
+    class Cut(LocalGenerator):
+        def complete(self, prompts, batches=None):
+            yield from itertools.islice(super().complete(prompts, batches), 3)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(items, tmp_path / "cut", Cut(model, tokenizer))
+    kept = lines_of(tmp_path / "cut")
+    assert len(kept) == 3
+    monkeypatch.setattr(batching, "free_memory", lambda device: 0)
+    sizes.clear()
+    run(items, tmp_path / "cut", LocalGenerator(model, tokenizer))
+    assert sizes == [7]
+    for name in ("items.jsonl", "batches.json", "settings.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    sizes.clear()
+    run(items, tmp_path / "small", LocalGenerator(model, tokenizer))
+    assert sizes == [1] * 7
+
+
+def test_only_the_batches_that_are_asked_for():
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("llama", vocab_size=len(tokenizer))
+    generator = LocalGenerator(model, tokenizer, batch_size=2)
+    texts = ["a", "bb" * 20, "c" * 9, "d" * 30]
+    prompts = [Prompt(({"role": "user", "content": text},), max_new_tokens=4) for text in texts]
+    assert generator.batches(prompts) == [[1, 3], [2, 0]]
+    everything = {index: done.text for index, done in generator.complete(prompts)}
+    some = [(index, done.text) for index, done in generator.complete(prompts, [[2, 0]])]
+    assert some == [(2, everything[2]), (0, everything[0])]
+
+
+def test_thinking_has_room_and_is_saved(smollm2, tmp_path):
+    options = {"lengths": [512], "samples": 1, "tasks": ["qa1"], "thinking_tokens": 60}
+    items = make_items("babilong", tokenizer=smollm2, **options)
+    (item,) = items
+    assert item.max_new_tokens == 20 + 60
+    assert item.tokens + 80 <= 512
+
+    class Thinks(Scripted):
+        def complete(self, prompts, batches=None):
+            assert [prompt.max_new_tokens for prompt in prompts] == [20]
+            yield 0, Completion(item.target, 400, 30, False, 0.1, thinking="Hm.", thinking_tokens=9)
+
+    results = run(items, tmp_path, Thinks(perfect))
+    assert results["tasks"]["qa1"]["512"]["score"] == 1
+    assert json.loads((tmp_path / "items.jsonl").read_text())["thinking"] == "Hm."

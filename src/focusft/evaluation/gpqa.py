@@ -9,22 +9,20 @@ from __future__ import annotations
 import csv
 import os
 import random
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow
 import pyarrow.parquet
 
+from focusft.data.hub import is_hub_name, load_hub
 from focusft.data.multiple_choice import Question
 from focusft.errors import DataError
 
 _OPTIONS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 _DOMAIN = "High-level domain"
 COLUMNS = ("Question", *_OPTIONS, _DOMAIN)
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 
 def load_gpqa(source: str | Path, *, seed: int = 0) -> list[Question]:
@@ -76,7 +74,7 @@ def _read(source: str) -> Iterator[dict[str, Any]]:
         rows = _read_csv(file)
     elif file.suffix == ".parquet":
         rows = _read_parquet(file)
-    elif _HUB_NAME.fullmatch(source) and not file.exists():
+    elif is_hub_name(source):
         rows = _read_hub(source)
     else:
         raise DataError(
@@ -123,15 +121,7 @@ def _read_parquet(file: Path) -> Iterator[dict[str, Any]]:
 
 def _read_hub(source: str) -> Iterator[dict[str, Any]]:
     name, _, config = source.partition(":")
-    try:
-        rows = datasets.load_dataset(name, config or None, split="train")
-    except Exception as error:
-        # The hub client raises many unrelated types, for a wrong name as for a missing network.
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"{source}: neither a file here nor a data set that the hub gives ({reason}); check "
-            "the name, and accept the set's terms with your account"
-        ) from error
+    rows = load_hub(name, config or None, split="train")
     _check_columns(rows.column_names, source)
     yield from rows
 

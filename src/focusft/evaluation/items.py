@@ -206,15 +206,16 @@ def make_items(
         template_options: More arguments of the chat template.
         max_new_tokens: Tokens kept for the answer; if None, as the benchmark has it.
         thinking_tokens: Tokens kept for the thinking before the answer, on top of that.
-        prose: Files with the background of babilong and the essays of ruler; the built-in prose,
-            marked as a stand-in, if there are none.
-        squad: SQuAD file for qa_1; made-up questions, marked as a stand-in, if None.
-        hotpotqa: HotpotQA file for qa_2; the same.
-        babilong_data: File or folder of published BABILong data to use instead of our worlds.
+        prose: Files or hub ids with the background of babilong and the essays of ruler; the
+            built-in prose, marked as a stand-in, if there are none.
+        squad: SQuAD file or hub id for qa_1; made-up questions, marked as a stand-in, if None.
+        hotpotqa: HotpotQA file or hub id for qa_2; the same.
+        babilong_data: File, folder or hub id of published BABILong data to use instead of our
+            worlds.
 
     Raises:
         ConfigError: An option has no such value. While iterating: a length is too short.
-        DataError: A file cannot be used.
+        DataError: A file or set of the hub cannot be used.
     """
     if suite not in SUITES:
         raise ConfigError(f"--suite: '{suite}' is none of {', '.join(SUITES)}")
@@ -247,11 +248,16 @@ def make_items(
             for name in names:
                 for length in lengths:
                     label = length_label(length)
-                    drafts, file = babilong.published_drafts(
+                    drafts, rows = babilong.published_drafts(
                         babilong_data, name, label, samples=samples, count=count
                     )
                     published[name, length] = drafts
-                    corpora[f"{name}_{label}"] = _file_entry(file, [name])
+                    corpora[f"{name}_{label}"] = {
+                        "source": rows.source,
+                        "sha256": rows.sha256,
+                        "stand_in": False,
+                        "tasks": [name],
+                    }
 
             def draft(task: str, length: int, index: int) -> Draft:
                 return published[task, length][index]
@@ -275,14 +281,12 @@ def make_items(
         kept = {
             name: (max_new_tokens or ruler.MAX_NEW_TOKENS[name]) + thinking_tokens for name in names
         }
-        outside = ruler.Corpora(
-            essays=_prose(prose),
-            words=load_words(),
-            questions={
-                "qa_1": read_squad(squad) if squad else stand_in_questions("qa_1"),
-                "qa_2": read_hotpotqa(hotpotqa) if hotpotqa else stand_in_questions("qa_2"),
-            },
-        )
+        questions: dict[str, QuestionSet] = {}
+        if "qa_1" in names:
+            questions["qa_1"] = read_squad(squad) if squad else stand_in_questions("qa_1")
+        if "qa_2" in names:
+            questions["qa_2"] = read_hotpotqa(hotpotqa) if hotpotqa else stand_in_questions("qa_2")
+        outside = ruler.Corpora(essays=_prose(prose), words=load_words(), questions=questions)
         corpora = _ruler_entries(outside, names)
 
         def draft(task: str, length: int, index: int) -> Draft:
@@ -487,11 +491,6 @@ def _entry(corpus: WordList | QuestionSet, tasks: Sequence[str]) -> dict[str, An
         "stand_in": corpus.stand_in,
         "tasks": list(tasks),
     }
-
-
-def _file_entry(file: Path, tasks: Sequence[str]) -> dict[str, Any]:
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return {"source": file.name, "sha256": digest, "stand_in": False, "tasks": list(tasks)}
 
 
 def _ruler_entries(corpora: ruler.Corpora, tasks: Sequence[str]) -> dict[str, Any]:
