@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from focusft.analysis.report.figures import Chart, heat_map
-from focusft.analysis.report.numbers import percent
+import plotly.graph_objects as go
+
+from focusft.analysis.report.figures import SEQUENTIAL, Chart, layout, run_name
 from focusft.analysis.report.reading import Result
 
-_MASKS = {"causal": "causal (SFT)", "bidirectional": "bidirectional (FocuSFT)"}
+# Conditions of a probe; those with fast weights only where they were asked for.
+CONDITIONS = {
+    "causal": "causal",
+    "bidirectional": "bidirectional",
+    "causal_fast_weights": "causal, fast weights",
+    "bidirectional_fast_weights": "bidirectional, fast weights",
+}
 _FIGURES = {
     "sink_mass": (
         "Sink mass by layer",
@@ -34,20 +41,36 @@ def attention_charts(probes: Sequence[Result]) -> list[Chart]:
 
 def _by_layer(probes: Sequence[Result], figure: str) -> Chart | None:
     rows, values = [], []
-    for mask, title in _MASKS.items():
+    for condition, name in CONDITIONS.items():
         for probe in probes:
-            layers = probe.content[mask]["per_layer"]
-            if all(layer.get(figure) is not None for layer in layers):
-                rows.append(title if len(probes) == 1 else f"{probe.label}, {mask}")
+            layers = probe.content.get(condition, {}).get("per_layer", [])
+            if layers and all(layer.get(figure) is not None for layer in layers):
+                rows.append(f"{run_name(probe.label)}<br>{name}")
                 values.append([float(layer[figure]) for layer in layers])
     if not rows:
         return None
     title, note = _FIGURES[figure]
-    most = max(max(row) for row in values)
-    columns = [str(number) for number in range(1, max(map(len, values)) + 1)]
-    hover = [
-        [f"{row}, layer {number}: {percent(value, 2)}" for number, value in enumerate(line, 1)]
-        for row, line in zip(rows, values, strict=True)
-    ]
-    drawn = heat_map(rows, columns, values, hover=hover, most=most, column_title="layer")
-    return Chart(title, drawn, note, wide=True)
+    drawn = go.Figure(
+        go.Heatmap(
+            x=list(range(1, max(map(len, values)) + 1)),
+            y=rows,
+            z=values,
+            zmin=0,
+            colorscale=SEQUENTIAL,
+            hovertemplate="%{y}, layer %{x}: %{z:.2%}<extra></extra>",
+            colorbar={
+                "orientation": "h",
+                "thickness": 10,
+                "len": 0.8,
+                "y": 1,
+                "yanchor": "bottom",
+                "nticks": 5,
+                "tickformat": ".1~%",
+                "outlinewidth": 0,
+            },
+            ygap=2,
+        )
+    )
+    drawn.update_yaxes(autorange="reversed", type="category", showgrid=False, ticks="")
+    drawn.update_xaxes(title_text="layer", showgrid=False, nticks=10, zeroline=False)
+    return Chart(title, layout(drawn, height=130 + 38 * len(rows)), note, wide=True)

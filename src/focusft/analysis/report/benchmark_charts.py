@@ -9,13 +9,14 @@ import plotly.graph_objects as go
 
 from focusft.analysis.report.comparison import SuiteComparison
 from focusft.analysis.report.differences import Difference
-from focusft.analysis.report.figures import Chart, Style, heat_map, layout, text
+from focusft.analysis.report.figures import GREY, Chart, Style, heat_map, layout, text
 from focusft.analysis.report.numbers import (
     difference_interval,
     interval,
     length_name,
     percent,
     points,
+    sentence_case,
 )
 from focusft.analysis.report.reading import Result
 
@@ -26,17 +27,17 @@ _TASKS = {
     "qa4": "qa4, two roles",
     "qa5": "qa5, three roles",
 }
-_COLOUR_OF_SIGN = {1: "#2166ac", -1: "#b35806", 0: "#8a8f98", None: "#8a8f98"}
+_COLOUR_OF_SIGN = {1: "#2166ac", -1: "#b35806", 0: GREY, None: GREY}
 
 
 def overview(comparisons: Sequence[SuiteComparison]) -> Chart | None:
     """FocuSFT minus SFT with intervals: each benchmark, and each length of it."""
     rows: list[tuple[str, Difference]] = []
     for comparison in comparisons:
-        rows.append((f"{comparison.title}, all", comparison.overall))
+        rows.append((sentence_case(comparison.title), comparison.overall))
         if len(comparison.lengths) > 1:
             rows += [
-                (f"{comparison.title}, {length_name(length)}", found)
+                (f"{comparison.title} {length_name(length)}", found)
                 for length, found in comparison.lengths.items()
             ]
     if not rows:
@@ -61,14 +62,14 @@ def overview(comparisons: Sequence[SuiteComparison]) -> Chart | None:
             hoverinfo="text",
         )
     )
-    figure.add_vline(x=0, line_width=1, line_color="#8a8f98")
+    figure.add_vline(x=0, line_width=1, line_color=GREY)
     figure.update_yaxes(autorange="reversed", showgrid=False)
-    figure.update_xaxes(title_text="SFT better   \N{BULLET}   points   \N{BULLET}   FocuSFT better")
+    figure.update_xaxes(title_text="points")
     return Chart(
         "FocuSFT minus SFT",
         layout(figure, height=90 + 26 * len(rows), showlegend=False),
-        "Dots are differences in points, bars their 95% intervals. A bar that stays on one side of "
-        "zero is a difference that chance hardly explains; grey ones may be chance.",
+        "To the right of zero FocuSFT is better, to the left SFT. Dots are differences in points, "
+        "bars their 95% intervals; where a bar crosses zero the dot is grey: it may be chance.",
         wide=True,
     )
 
@@ -102,19 +103,19 @@ def categories(results: Sequence[Result], style_of: Mapping[str, Style]) -> Char
     )
 
 
-def tool_use(results: Sequence[Result], style_of: Mapping[str, Style]) -> Chart | None:
-    """pass@k with intervals, run by run."""
+def tool_use(results: Sequence[Result], style_of: Mapping[str, Style]) -> Chart:
+    """pass@k with intervals, run by run; and without the tool, where that was asked."""
     figure = go.Figure()
     for result in results:
+        modes = result.content["modes"]
         cells = [
-            (name if rule == "strict" else f"{name}, {rule}", estimate)
+            (name if rule == "strict" else f"{name}, lenient", estimate)
             for rule in ("strict", "lenient")
-            for name, estimate in result.content.get(rule, {}).items()
+            for name, estimate in modes["tools"][rule].items()
         ]
-        if cells:
-            _add_bars(figure, style_of[result.label], cells)
-    if not figure.data:
-        return None
+        if "no_tools" in modes:
+            cells.append(("pass@1, no tool", modes["no_tools"]["strict"]["pass@1"]))
+        _add_bars(figure, style_of[result.label], cells)
     return _bars(
         "Questions with a Python tool",
         figure,
@@ -126,7 +127,7 @@ def tool_use(results: Sequence[Result], style_of: Mapping[str, Style]) -> Chart 
 def before_and_after(demo: Result) -> Chart:
     """The demo's accuracy with intervals."""
     figure = go.Figure()
-    for when, colour in (("before", "#8a8f98"), ("after", "#0072b2")):
+    for when, colour in (("before", GREY), ("after", "#0072b2")):
         figures = demo.content[when]
         estimate = {
             "score": figures["accuracy"],
@@ -234,7 +235,7 @@ def _add_bars(figure: go.Figure, style: Style, cells: Sequence[tuple[str, Any]])
 
 def _bars(title: str, figure: go.Figure, note: str) -> Chart:
     groups = len({name for trace in figure.data for name in trace.y})
-    figure.update_xaxes(range=[0, 1], tickformat=".0%")
+    figure.update_xaxes(range=[0, 1.04], dtick=0.25, tickformat=".0%")
     figure.update_yaxes(autorange="reversed", showgrid=False)
     height = 80 + groups * (14 + 16 * min(len(figure.data), 6))
     return Chart(title, layout(figure, height=height, showlegend=len(figure.data) > 1), note, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,9 +17,11 @@ from focusft.analysis.report.numbers import (
     times,
 )
 from focusft.analysis.report.reading import Runs
-from focusft.analysis.report.verdict import attention_figures
+from focusft.analysis.report.shifts import attention_shifts
 
-Standing = Literal["as large", "smaller", "no clear difference", "opposite", "not measured"]
+Standing = Literal[
+    "as large or larger", "same direction, smaller", "no clear difference", "opposite direction"
+]
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,14 @@ class Claim:
         paper: The paper's figure.
         measured: What was measured here; empty where nothing was.
         command: What measures it.
+        on_both: Whether it takes a run of each method.
     """
 
     title: str
     paper: str
     measured: list[Measurement]
     command: str
+    on_both: bool = True
 
 
 def check_claims(runs: Runs, comparisons: Sequence[SuiteComparison]) -> list[Claim]:
@@ -64,25 +69,26 @@ def check_claims(runs: Runs, comparisons: Sequence[SuiteComparison]) -> list[Cla
             "Finds more facts hidden in long texts (BABILong, 4K to 32K tokens)",
             "up to +14 points over SFT",
             _babilong(babilong) if babilong else [],
-            _both("babilong"),
+            "focusft eval RUN --suite babilong --out RUN/babilong",
         ),
         Claim(
             "Counts words better in long lists (RULER, task CWE, 16K tokens)",
             "SFT 72.9 \N{RIGHTWARDS ARROW} FocuSFT 81.1 (+8.2 points)",
             _common_words(ruler) if ruler else [],
-            _both("ruler --tasks cwe"),
+            "focusft eval RUN --suite ruler --tasks cwe --out RUN/ruler",
         ),
         Claim(
             "Answers more science questions with a Python tool (GPQA, first try)",
             "+24% relative to SFT",
             _tool_use(agent) if agent else [],
-            _both("agent"),
+            "focusft eval RUN --suite agent --questions GPQA.csv --out RUN/agent",
         ),
         Claim(
             "Wastes less attention on the first token while training (sink mass)",
             "529\N{MULTIPLICATION SIGN} lower",
             _ratios(runs, "sink_mass", 529, lambda causal, bidirectional: causal / bidirectional),
-            "focusft probe MODEL --data val.jsonl --out RUN/probe",
+            "focusft probe RUN --data val.jsonl --out RUN/probe",
+            on_both=False,
         ),
         Claim(
             "Pays more attention to the content of the context (context engagement)",
@@ -90,27 +96,33 @@ def check_claims(runs: Runs, comparisons: Sequence[SuiteComparison]) -> list[Cla
             _ratios(
                 runs, "context_engagement", 3, lambda causal, bidirectional: bidirectional / causal
             ),
-            "focusft probe MODEL --data val.jsonl --out RUN/probe",
+            "focusft probe RUN --data val.jsonl --out RUN/probe",
+            on_both=False,
         ),
     ]
-
-
-def _both(suite: str) -> str:
-    return f"focusft eval RUN --suite {suite} --out RUN/{suite.split()[0]}, for an SFT and a FocuSFT run"
 
 
 def _babilong(comparison: SuiteComparison) -> list[Measurement]:
     rows = [("all lengths", comparison.overall)]
     if len(comparison.lengths) > 1:
-        rows += [(length_name(length), found) for length, found in comparison.lengths.items()]
+        best = max(comparison.lengths, key=lambda length: comparison.lengths[length].mean)
+        label = f"best of {len(comparison.lengths)} lengths, {length_name(best)}"
+        rows.append((label, comparison.lengths[best]))
     return [_points_row(label, found, comparison.paired, 0.14) for label, found in rows]
 
 
 def _common_words(comparison: SuiteComparison) -> list[Measurement]:
+    lengths = [length for task, length in comparison.cells if task == "cwe"]
+    if not lengths:
+        return []
+    longest = max(lengths, key=int)
     return [
-        _points_row(length_name(length), found, comparison.paired, 0.082)
-        for (task, length), found in comparison.cells.items()
-        if task == "cwe"
+        _points_row(
+            f"{length_name(longest)}, the longest",
+            comparison.cells["cwe", longest],
+            comparison.paired,
+            0.082,
+        )
     ]
 
 
@@ -120,25 +132,21 @@ def _points_row(label: str, found: Difference, paired: bool, claimed: float) -> 
         f"{percent(found.second)} \N{RIGHTWARDS ARROW} {percent(found.first)}, "
         f"{points(found.mean)} points",
         _basis(found, paired),
-        _standing(found.mean, found.low, found.high, claimed, none=0),
+        _standing_of(found, found.mean, claimed),
     )
 
 
 def _tool_use(comparison: SuiteComparison) -> list[Measurement]:
     found = comparison.overall
-    if found.second == 0:
-        value, standing = "SFT answered none: no relative gain", "no clear difference"
-    else:
-        gain = found.mean / found.second
-        value = f"{points(gain, 0)}%"
-        ends = [end / found.second if end is not None else None for end in (found.low, found.high)]
-        standing = _standing(gain, *ends, 0.24, none=0)
+    # Relative to nothing, any gain is endless.
+    gain = found.mean / found.second if found.second else math.inf * (found.mean > 0)
+    relative = f", {points(gain, 0)}%" if math.isfinite(gain) else ""
     return [
         Measurement(
-            "first try (pass@1)",
-            f"{percent(found.second)} \N{RIGHTWARDS ARROW} {percent(found.first)}, {value}",
+            "first try",
+            f"{percent(found.second)} \N{RIGHTWARDS ARROW} {percent(found.first)}{relative}",
             _basis(found, comparison.paired),
-            standing,  # type: ignore[arg-type]
+            _standing_of(found, gain, 0.24),
         )
     ]
 
@@ -146,16 +154,23 @@ def _tool_use(comparison: SuiteComparison) -> list[Measurement]:
 def _ratios(
     runs: Runs, figure: str, claimed: float, ratio: Callable[[float, float], float]
 ) -> list[Measurement]:
-    return [
-        Measurement(
-            label,
-            f"{_share(causal[figure])} \N{RIGHTWARDS ARROW} {_share(bidirectional[figure])}, "
-            f"{times(ratio(causal[figure], bidirectional[figure]))}",
-            "",
-            _standing(ratio(causal[figure], bidirectional[figure]), None, None, claimed, none=1),
+    rows = []
+    for model in attention_shifts(runs):
+        shift = model.figures[figure]
+        value = ratio(shift.causal, shift.bidirectional)
+        basis = f"{model.examples:,} conversations" if model.examples else ""
+        if shift.low is not None and shift.high is not None:
+            basis = f"95% interval {times(shift.low)} to {times(shift.high)}, {basis}"
+        rows.append(
+            Measurement(
+                model.label,
+                f"{_share(shift.causal)} \N{RIGHTWARDS ARROW} {_share(shift.bidirectional)}, "
+                f"{times(value)}",
+                basis,
+                _standing(value, claimed, none=1),
+            )
         )
-        for label, causal, bidirectional in attention_figures(runs)
-    ]
+    return rows
 
 
 def _share(share: float) -> str:
@@ -173,12 +188,12 @@ def _basis(found: Difference, paired: bool) -> str:
     )
 
 
-def _standing(
-    value: float, low: float | None, high: float | None, claimed: float, *, none: float
-) -> Standing:
+def _standing_of(found: Difference, value: float, claimed: float) -> Standing:
+    return "no clear difference" if not found.sign else _standing(value, claimed, none=0)
+
+
+def _standing(value: float, claimed: float, *, none: float) -> Standing:
     """How a figure compares with the claim; `none` is the figure where there is no effect."""
-    if low is not None and high is not None and low <= none <= high:
-        return "no clear difference"
     if value >= claimed:
-        return "as large"
-    return "smaller" if value > none else "opposite"
+        return "as large or larger"
+    return "same direction, smaller" if value > none else "opposite direction"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from focusft.analysis.report.differences import Difference, Question, Scores, difference, only
 from focusft.analysis.report.reading import Kind, Result, Runs
@@ -13,7 +13,7 @@ from focusft.analysis.report.reading import Kind, Result, Runs
 SUITES: tuple[tuple[Kind, str], ...] = (
     ("babilong", "BABILong"),
     ("ruler", "RULER"),
-    ("agent", "Questions with a Python tool"),
+    ("agent", "tool use"),
 )
 
 
@@ -48,12 +48,9 @@ def compare_suites(runs: Runs) -> list[SuiteComparison]:
     return [comparison for comparison in compared if comparison]
 
 
-def cell_name(task: str, length: str) -> str:
-    """Name of a task at a length."""
-    return f"{task} @ {length}"
-
-
 def _compare(results: list[Result], suite: Kind, title: str) -> SuiteComparison | None:
+    if suite == "agent":
+        results = [result for result in results if "tools" in result.content["modes"]]
     focusft = [result for result in results if result.method == "FocuSFT"]
     sft = [result for result in results if result.method == "SFT"]
     if not focusft or not sft:
@@ -64,7 +61,7 @@ def _compare(results: list[Result], suite: Kind, title: str) -> SuiteComparison 
         for group in (focusft, sft)
     )
 
-    def compare(keep: Callable[[str], bool]) -> Difference | None:
+    def compare(keep: Callable[[Question], bool]) -> Difference | None:
         found = difference(only(first, keep), only(second, keep))
         # Without single answers the cells' means say nothing about chance.
         return found if paired or found is None else replace(found, low=None, high=None)
@@ -72,23 +69,16 @@ def _compare(results: list[Result], suite: Kind, title: str) -> SuiteComparison 
     overall = compare(lambda _: True)
     if overall is None:
         return None
-    tasks = focusft[0].content.get("tasks", {})
-    lengths = list(dict.fromkeys(length for cells in tasks.values() for length in cells))
-    by_cell = {
-        (task, length): compare(lambda name, cell=cell_name(task, length): name == cell)  # type: ignore[misc]
-        for task in tasks
-        for length in lengths
-    }
-    by_length = {
-        length: compare(lambda name, end=cell_name("", length): name.endswith(end))  # type: ignore[misc]
-        for length in lengths
-    }
+    cells = dict.fromkeys((q.task, q.length) for q in first[0] if q.length)
+    lengths = dict.fromkeys(length for _, length in cells)
+    by_cell = {cell: compare(lambda q, cell=cell: (q.task, q.length) == cell) for cell in cells}  # type: ignore[misc]
+    by_length = {length: compare(lambda q, length=length: q.length == length) for length in lengths}  # type: ignore[misc]
     return SuiteComparison(
         suite,
         title,
         overall,
-        {key: found for key, found in by_cell.items() if found},
-        {key: found for key, found in by_length.items() if found},
+        {cell: found for cell, found in by_cell.items() if found},
+        {length: found for length, found in by_length.items() if found},
         tuple(result.label for result in focusft),
         tuple(result.label for result in sft),
         paired,
@@ -98,25 +88,23 @@ def _compare(results: list[Result], suite: Kind, title: str) -> SuiteComparison 
 def _scores(result: Result) -> Scores:
     if result.kind != "agent":
         return {
-            (cell_name(item["task"], str(item["length"])), _identity(item)): float(item["score"])
+            Question(
+                item["task"], str(item["length"]), item["id"].rpartition("/")[2], item["content"]
+            ): float(item["score"])
             for item in result.items
         }
     answers: dict[Question, list[bool]] = {}
     for item in result.items:
-        answers.setdefault(("", str(item["question"])), []).append(item["right"]["strict"])
-    return {question: sum(right) / len(right) for question, right in answers.items()}
-
-
-def _identity(item: dict[str, object]) -> str:
-    """The same only for the same question: ids alone repeat from one set of items to the next."""
-    return json.dumps([item["id"], item.get("question"), item["references"]])
+        question = Question("", "", item["question"], result.content["questions"]["sha256"])
+        answers.setdefault(question, []).append(item["right"]["strict"])
+    return {question: fmean(right) for question, right in answers.items()}
 
 
 def _cell_scores(result: Result) -> Scores:
     if result.kind == "agent":
-        return {("", ""): result.content["strict"]["pass@1"]["score"]}
+        return {Question("", "", "", ""): result.content["mean"]["tools"]["score"]}
     return {
-        (cell_name(task, length), ""): figures["score"]
+        Question(task, length, "", ""): figures["score"]
         for task, cells in result.content["tasks"].items()
         for length, figures in cells.items()
     }

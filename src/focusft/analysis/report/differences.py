@@ -4,15 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 
 DRAWS = 4000
 CONFIDENCE = 0.95
 
-# Scores of one run: (cell, question) -> score. Every cell, such as a task at a length, weighs the
-# same.
-Question = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Question:
+    """Names a question.
+
+    Attributes:
+        task: Tasks weigh the same in a mean.
+        length: Of its text, as named in the results.
+        story: The same at several lengths for questions on the same facts: they vary together.
+        content: Differs where the prompts differ.
+    """
+
+    task: str
+    length: str
+    story: str
+    content: str
+
+
+# The scores of one run.
 Scores = Mapping[Question, float]
 
 
@@ -52,10 +70,10 @@ class Difference:
 def difference(
     first: Sequence[Scores], second: Sequence[Scores], *, seed: int = 0
 ) -> Difference | None:
-    """Paired difference of the means over cells, with its percentile bootstrap interval.
+    """Paired difference of the means over tasks, with its percentile bootstrap interval.
 
-    Questions are drawn anew within each cell, the same ones for all runs; where a group has
-    several runs (training seeds), those are drawn anew too.
+    Stories are drawn anew within each task, with all their lengths and the same ones for all runs;
+    where a group has several runs (training seeds), those are drawn anew too.
 
     Args:
         first: Scores of each run of the first group.
@@ -63,24 +81,26 @@ def difference(
         seed: Seed of the draws.
 
     Returns:
-        None where the runs have no question in common. No interval where each question gave the
-        same difference: a bootstrap would have nothing to vary and would claim certainty.
+        None where the runs have no question in common. No interval where each story gave the same
+        difference: a bootstrap would have nothing to vary and would claim certainty.
     """
-    common = sorted(set.intersection(*(set(scores) for scores in (*first, *second))))
+    runs = [*first, *second]
+    common = [question for question in runs[0] if all(question in run for run in runs)]
     if not common:
         return None
-    cells: dict[str, list[Question]] = {}
+    tasks: dict[str, dict[str, list[Question]]] = {}
     for question in common:
-        cells.setdefault(question[0], []).append(question)
-    runs = [*first, *second]
+        tasks.setdefault(question.task, {}).setdefault(question.story, []).append(question)
     rng = np.random.default_rng(seed)
     means, drawn = np.zeros(len(runs)), np.zeros((DRAWS, len(runs)))
-    for questions in cells.values():
-        count = len(questions)
-        scores = np.array([[run[question] for question in questions] for run in runs])
+    for stories in tasks.values():
+        count = len(stories)
+        scores = np.array(
+            [[fmean(run[q] for q in questions) for questions in stories.values()] for run in runs]
+        )
         weights = rng.multinomial(count, [1 / count] * count, size=DRAWS) / count
-        means += scores.mean(axis=1) / len(cells)
-        drawn += weights @ scores.T / len(cells)
+        means += scores.mean(axis=1) / len(tasks)
+        drawn += weights @ scores.T / len(tasks)
     split = len(first)
     differences = _mean_over_drawn_runs(drawn[:, :split], rng) - _mean_over_drawn_runs(
         drawn[:, split:], rng
@@ -100,9 +120,9 @@ def difference(
     )
 
 
-def only(runs: Sequence[Scores], keep: Callable[[str], bool]) -> list[Scores]:
-    """The scores in some cells."""
-    return [{q: score for q, score in scores.items() if keep(q[0])} for scores in runs]
+def only(runs: Sequence[Scores], keep: Callable[[Question], bool]) -> list[Scores]:
+    """The scores of some questions."""
+    return [{q: score for q, score in scores.items() if keep(q)} for scores in runs]
 
 
 def _mean_over_drawn_runs(drawn: np.ndarray, rng: np.random.Generator) -> np.ndarray:

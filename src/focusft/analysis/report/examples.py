@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from focusft.analysis.report.attention_charts import CONDITIONS
 from focusft.analysis.report.numbers import percent
 from focusft.analysis.report.reading import Result, Runs
 
@@ -29,6 +32,8 @@ class Answer:
 class Answered:
     """A question with the answers of several models."""
 
+    task: str
+    where: str
     question: str
     reference: str
     answers: list[Answer]
@@ -36,7 +41,13 @@ class Answered:
 
 @dataclass(frozen=True)
 class Examples:
-    """Some of the questions, and how many there are."""
+    """Some of the questions.
+
+    Attributes:
+        shown: At most SHOWN of them, those with answers of different worth first, task by task.
+        total: How many there are.
+        differing: How many have answers of different worth.
+    """
 
     shown: list[Answered]
     total: int
@@ -48,6 +59,8 @@ def demo_examples(demo: Result) -> Examples | None:
     questions = demo.content.get("questions", [])
     answered = [
         Answered(
+            "",
+            "",
             question["question"],
             question["answer"],
             [
@@ -73,7 +86,9 @@ def suite_examples(results: Sequence[Result]) -> Examples | None:
             continue
         answered.append(
             Answered(
-                f"{item['task']}, {item['length']} tokens: {item.get('question') or _end(item['prompt'])}",
+                item["task"],
+                f"{item['task']}, {item['length']} tokens",
+                item.get("question") or _end(item["prompt"]),
                 ", ".join(map(str, item["references"])),
                 [
                     Answer(result.label, _cut(other["output"]), _is_right(other["score"]))
@@ -89,8 +104,20 @@ def _choose(answered: list[Answered]) -> Examples | None:
     if not answered:
         return None
     differing = [one for one in answered if len({answer.right for answer in one.answers}) > 1]
-    alike = [one for one in answered if one not in differing]
-    return Examples((differing + alike)[:SHOWN], len(answered), min(len(differing), SHOWN))
+    alike = [one for one in answered if len({answer.right for answer in one.answers}) == 1]
+    return Examples(
+        (_task_by_task(differing) + _task_by_task(alike))[:SHOWN], len(answered), len(differing)
+    )
+
+
+def _task_by_task(answered: list[Answered]) -> list[Answered]:
+    """The first of each task, then the second of each, and so on."""
+    seen: Counter[str] = Counter()
+    ranked = []
+    for one in answered:
+        ranked.append((seen[one.task], one))
+        seen[one.task] += 1
+    return [one for _, one in sorted(ranked, key=lambda pair: pair[0])]
 
 
 def _is_right(score: float) -> bool | None:
@@ -116,11 +143,13 @@ class Token:
         text: As the model reads it.
         shade: From 0 to SHADES.
         share: Its share of all attention, for the pointer.
+        is_needle: It belongs to a fact that the question asks for.
     """
 
     text: str
     shade: int
     share: str
+    is_needle: bool
 
 
 @dataclass(frozen=True)
@@ -132,29 +161,26 @@ class TokenView:
 
 
 def token_views(runs: Runs) -> list[TokenView]:
-    """The first example of each probe, under both masks."""
+    """The first example of each probe, under each condition."""
     return [
-        TokenView(
-            f"{result.label}: {title}",
-            _shaded(result.content["example"]["tokens"], result.content["example"][mask]),
-        )
+        TokenView(f"{result.label}, {name}", _shaded(example, example["received"][condition]))
         for result in runs.of("probe")
-        if "example" in result.content
-        for mask, title in (
-            ("causal", "causal context, as in SFT"),
-            ("bidirectional", "bidirectional context, as in FocuSFT"),
-        )
+        if (example := result.content.get("tokens_of_first_example"))
+        for condition, name in CONDITIONS.items()
+        if condition in example["received"]
     ]
 
 
-def _shaded(tokens: Sequence[str], shares: Sequence[float]) -> list[Token]:
+def _shaded(example: Mapping[str, Any], shares: Sequence[float]) -> list[Token]:
+    tokens = example["text"]
     return [
         Token(
             token.replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}\n"),
             shade(share * len(tokens)),
             percent(share, 2),
+            is_needle,
         )
-        for token, share in zip(tokens, shares, strict=True)
+        for token, share, is_needle in zip(tokens, shares, example["is_needle"], strict=True)
     ]
 
 

@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.colors import get_colorscale, sample_colorscale
 
 from focusft.analysis.report.reading import Method, Result
 
+GREY = "#6b7280"
 # Okabe and Ito's palette: FocuSFT in blues and greens, plain SFT in oranges and pinks.
 _COLOURS: dict[Method, tuple[str, ...]] = {
     "FocuSFT": ("#0072b2", "#009e73", "#56b4e9"),
     "SFT": ("#d55e00", "#e69f00", "#cc79a7"),
     "bidirectional SFT": ("#9467bd", "#c5b0d5"),
-    "untrained": ("#8a8f98", "#b4b8bf"),
-    "unknown": ("#5f6b7a", "#a1a9b5"),
+    "untrained": (GREY, "#a1a9b5"),
+    "unknown": ("#8c6d31", "#bd9e39"),
 }
 # So that lines differ in more than colour.
 _DASHES: dict[Method, str] = {
@@ -27,9 +29,16 @@ _DASHES: dict[Method, str] = {
     "untrained": "dot",
     "unknown": "dot",
 }
-SEQUENTIAL = "Cividis"
-DIVERGING = [[0, "#b35806"], [0.25, "#f1a340"], [0.5, "#f7f7f7"], [0.75, "#67a9cf"], [1, "#2166ac"]]
+SEQUENTIAL = get_colorscale("Viridis")
+DIVERGING = [
+    [0.0, "#b35806"],
+    [0.25, "#f1a340"],
+    [0.5, "#f7f7f7"],
+    [0.75, "#67a9cf"],
+    [1.0, "#2166ac"],
+]
 _ROW_HEIGHT = 30
+_LONGEST_NAME = 24
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,14 @@ def text(value: object) -> str:
     return html.escape(str(value), quote=False)
 
 
+def run_name(label: str) -> str:
+    """A run's name for an axis: long ones lose their middle; the pointer shows them whole."""
+    if len(label) > _LONGEST_NAME:
+        half = _LONGEST_NAME // 2
+        label = f"{label[:half]}\N{HORIZONTAL ELLIPSIS}{label[-half:]}"
+    return text(label)
+
+
 def layout(figure: go.Figure, *, height: int, **options: Any) -> go.Figure:
     """The look that all charts share; colours that depend on the theme come from page.js."""
     figure.update_layout(
@@ -97,13 +114,12 @@ def heat_map(
     columns: Sequence[str],
     values: Sequence[Sequence[float | None]],
     *,
-    cells: Sequence[Sequence[str]] | None = None,
+    cells: Sequence[Sequence[str]],
     hover: Sequence[Sequence[str]],
     most: float,
     diverging: bool = False,
-    column_title: str = "",
 ) -> go.Figure:
-    """A heat map with its first row on top.
+    """A table of coloured cells with its first row on top.
 
     Args:
         rows: Names of the rows.
@@ -113,28 +129,42 @@ def heat_map(
         hover: Text of each cell under the pointer.
         most: The end of the colour scale.
         diverging: Whether values below zero have a colour of their own.
-        column_title: What the columns are.
     """
+    least = -most if diverging else 0.0
+    scale = DIVERGING if diverging else SEQUENTIAL
     figure = go.Figure(
         go.Heatmap(
             x=[text(column) for column in columns],
             y=[text(row) for row in rows],
             z=values,
-            text=cells,
-            texttemplate="%{text}" if cells else None,
             hovertext=hover,
             hoverinfo="text",
-            zmin=-most if diverging else 0,
+            zmin=least,
             zmax=most,
-            colorscale=DIVERGING if diverging else SEQUENTIAL,
-            showscale=cells is None,
-            colorbar={"thickness": 10, "tickformat": ".2~f", "outlinewidth": 0},
+            colorscale=scale,
+            showscale=False,
             xgap=1,
             ygap=1,
         )
     )
+    for y, line in enumerate(values):
+        for x, value in enumerate(line):
+            if value is not None:
+                figure.add_annotation(
+                    x=x,
+                    y=y,
+                    text=cells[y][x],
+                    showarrow=False,
+                    font={"color": _ink_on(scale, (value - least) / (most - least)), "size": 12},
+                )
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False, ticks="")
-    figure.update_xaxes(
-        title_text=column_title, type="category", showgrid=False, ticks="", tickangle=0
-    )
-    return layout(figure, height=70 + _ROW_HEIGHT * max(len(rows), 2))
+    figure.update_xaxes(type="category", showgrid=False, ticks="", tickangle=0)
+    return layout(figure, height=50 + _ROW_HEIGHT * len(rows))
+
+
+def _ink_on(scale: Sequence[Sequence[Any]], position: float) -> str:
+    """Black or white, whichever stands out more from a colour (WCAG 2 contrast)."""
+    (rgb,) = sample_colorscale(scale, [min(max(position, 0.0), 1.0)], colortype="tuple")
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#000000" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "#ffffff"

@@ -43,6 +43,11 @@ def plain(value: Any) -> str:
     return str(value)
 
 
+def sentence_case(name: str) -> str:
+    """A name with a capital at its start."""
+    return name[:1].upper() + name[1:]
+
+
 def length_name(length: str) -> str:
     """4096 -> 4K; other texts as they are."""
     if not length.isdigit():

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from focusft.analysis.report.benchmark_charts import overview
 from focusft.analysis.report.comparison import compare_suites
 from focusft.analysis.report.examples import SHADES
 from focusft.analysis.report.figures import Chart, styles
@@ -67,8 +68,10 @@ def write_report(paths: Sequence[Path], out: Path) -> Report:
     environment.filters["figure_json"] = _figure_json
     plotly = get_plotlyjs()
     script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+    glance = overview(comparisons)
     html = environment.get_template("page.html").render(
         verdict=verdict,
+        glance=glance,
         sections=sections,
         css=Markup(environment.get_template("page.css").render(shades=SHADES)),
         plotly=Markup(plotly),
@@ -79,7 +82,8 @@ def write_report(paths: Sequence[Path], out: Path) -> Report:
     unfinished = out.with_name(out.name + ".unfinished")
     unfinished.write_text(html, encoding="utf-8", newline="\n")
     os.replace(unfinished, out)
-    return Report(out, verdict, sum(len(section.charts) for section in sections), runs.unknown)
+    charts = sum(len(section.charts) for section in sections) + (glance is not None)
+    return Report(out, verdict, charts, runs.unknown)
 
 
 def _figure_json(chart: Chart) -> Markup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,12 @@ Method = Literal["FocuSFT", "SFT", "bidirectional SFT", "untrained", "unknown"]
 
 ABOUT_MODELS: tuple[Kind, ...] = ("training", "demo", "probe", "babilong", "ruler", "agent")
 RESULTS_FILE = "results.json"
-ITEMS_FILE = "items.jsonl"
+# The single answers beside the results of an evaluation.
+ANSWERS_FILES: dict[Kind, str] = {
+    "babilong": "items.jsonl",
+    "ruler": "items.jsonl",
+    "agent": "episodes.jsonl",
+}
 # A prompt can have a hundred thousand characters; the question stands at its end.
 _PROMPT_END = 400
 
@@ -32,7 +38,8 @@ class Result:
         label: Short name, unique among the results of its kind.
         method: How the model that it is about was trained.
         content: The file's content without secrets.
-        items: The lines of items.jsonl beside it, their prompts cut to the end.
+        items: Single answers of an evaluation, where their file lies beside it; prompts are cut to
+            their end, and `content` is a hash of the whole question.
     """
 
     kind: Kind
@@ -70,8 +77,8 @@ class _File:
 def read_runs(paths: Sequence[Path]) -> Runs:
     """Read the results files in some folders, at any depth.
 
-    A results file belongs to the training in the nearest folder above it; otherwise to the
-    training that made the model it is about, if that is still there; otherwise to the RUN.
+    A results file belongs to the training that made the model it is about, if that is still
+    there; otherwise to the training in the nearest folder above it; otherwise to the RUN.
 
     Args:
         paths: Folders, or JSON files of benchmarks.
@@ -106,15 +113,14 @@ def read_runs(paths: Sequence[Path]) -> Runs:
         if kind is None:
             runs.unknown.append(redact_text(str(file)))
             continue
-        owner = _nearest(file.parent.resolve(), trainings)
-        if owner is None and kind in ("probe", "babilong", "ruler", "agent"):
-            owner = _training_of_model(content, trainings)
-        files.append(_File(file, kind, content, owner or folder.resolve()))
+        for part in _models(content) if kind == "probe" else [content]:
+            owner = _training_of_model(part, trainings) if kind in ABOUT_MODELS else None
+            owner = owner or _nearest(file.parent.resolve(), trainings) or folder.resolve()
+            files.append(_File(file, kind, part, owner))
     names = _short_names(list(dict.fromkeys(file.owner for file in files)))
     for file in files:
-        has_items = file.kind in ("babilong", "ruler", "agent")
         method = _method(file, trainings)
-        label = _label(file, files, names)
+        label = _label(file, files, names, trainings)
         if method == "untrained" and file.owner in trainings:
             label += ", before training"
         runs.results.append(
@@ -123,7 +129,7 @@ def read_runs(paths: Sequence[Path]) -> Runs:
                 redact_text(label),
                 method,
                 redact(file.content),
-                tuple(map(redact, _items(file.path.with_name(ITEMS_FILE)))) if has_items else (),
+                tuple(map(redact, _answers(file))),
             )
         )
     if not runs.results:
@@ -194,21 +200,40 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _items(path: Path) -> Iterator[dict[str, Any]]:
+def _models(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The parts of a probe: one, or two where it compared models."""
+    yield content
+    if other := content.get("compare"):
+        yield {**content, **other, "config": content["config"] | {"model": other["model"]}}
+
+
+def _answers(file: _File) -> Iterator[dict[str, Any]]:
+    """The single answers of an evaluation; none where their file is missing."""
+    if file.kind not in ANSWERS_FILES:
+        return
+    path = file.path.with_name(ANSWERS_FILES[file.kind])
     if not path.is_file():
         return
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                item = json.loads(line)
+                answer = json.loads(line)
             except ValueError:
                 raise DataError(
                     f"{path}: line {number} is no JSON; run 'focusft eval' again, it goes on from "
                     "the lines that are whole"
                 ) from None
-            if isinstance(item.get("prompt"), str):
-                item["prompt"] = item["prompt"][-_PROMPT_END:]
-            yield item
+            if file.kind != "agent":
+                yield _shortened(answer)
+            elif answer["mode"] == "tools":
+                # Without the conversation, which is long and may hold questions under a licence.
+                yield {key: answer[key] for key in ("question", "sample", "right")}
+
+
+def _shortened(item: dict[str, Any]) -> dict[str, Any]:
+    whole = json.dumps([item["prompt"], item["answer_prefix"], item["references"]])
+    content = hashlib.sha256(whole.encode()).hexdigest()
+    return item | {"prompt": item["prompt"][-_PROMPT_END:], "content": content}
 
 
 def _nearest(folder: Path, trainings: dict[Path, Any]) -> Path | None:
@@ -243,10 +268,19 @@ def _method(file: _File, trainings: Mapping[Path, dict[str, Any]]) -> Method:
     return trained_how(owner["config"]) if owner else "unknown"
 
 
-def _label(file: _File, files: Sequence[_File], names: dict[Path, str]) -> str:
+def _label(
+    file: _File,
+    files: Sequence[_File],
+    names: Mapping[Path, str],
+    trainings: Mapping[Path, dict[str, Any]],
+) -> str:
     """The run's name; with the folder inside the run, or the file, where that is not enough."""
     name = names[file.owner]
-    alike = [f for f in files if f.kind == file.kind and f.owner == file.owner]
+    alike = [
+        f
+        for f in files
+        if (f.kind, f.owner, _method(f, trainings)) == (file.kind, file.owner, _method(file, trainings))
+    ]
     if len(alike) == 1:
         return name
     if len({f.path.parent for f in alike}) < len(alike):

@@ -11,7 +11,6 @@ from focusft.analysis.report.attention_charts import attention_charts
 from focusft.analysis.report.benchmark_charts import (
     before_and_after,
     categories,
-    overview,
     suite_charts,
     tool_use,
 )
@@ -27,9 +26,9 @@ from focusft.analysis.report.examples import (
 from focusft.analysis.report.figures import Chart, Style
 from focusft.analysis.report.numbers import percent, plain
 from focusft.analysis.report.reading import Kind, Result, Runs, model_of
+from focusft.analysis.report.shifts import attention_shifts
 from focusft.analysis.report.speed_charts import speed_charts
 from focusft.analysis.report.training_charts import training_charts
-from focusft.analysis.report.verdict import attention_figures
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,7 @@ class Section:
 
     id: str
     title: str
+    short: str = ""
     intro: list[str] = field(default_factory=list)
     runs: list[RunRow] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
@@ -110,13 +110,15 @@ def make_sections(
 
 
 def _claims(runs: Runs, comparisons: Sequence[SuiteComparison]) -> Section:
-    chart = overview(comparisons)
     return Section(
         "claims",
-        "The paper's claims",
-        ["What the paper reports for a model of 7 billion parameters, and what was measured here."],
+        "The paper's claims, and what was measured here",
+        "Claims",
+        [
+            "The paper trained a model of 7 billion parameters. Arrows go from SFT to FocuSFT; for "
+            "attention, from the causal mask to FocuSFT's."
+        ],
         claims=check_claims(runs, comparisons),
-        charts=[chart] if chart else [],
     )
 
 
@@ -137,7 +139,7 @@ def _runs(runs: Runs, style_of: Mapping[str, Style]) -> Section | None:
         )
     if not rows:
         return None
-    return Section("runs", "Runs", ["The colours and lines below are used in every chart."], rows)
+    return Section("runs", "Runs", intro=["The colours and lines below are used in every chart."], runs=rows)
 
 
 def _model(result: Result) -> str:
@@ -168,6 +170,7 @@ def _demo(demo: Result) -> Section:
     return Section(
         "demo",
         "Before and after the demo",
+        "Before and after",
         [
             "Questions about facts hidden in prose that the model did not see in training, "
             "answered with ordinary causal decoding."
@@ -197,9 +200,10 @@ def _suite(
     return Section(
         kind,
         title,
-        [intro],
+        title.partition(":")[0],
+        [intro, *_stand_ins(results)],
         charts=suite_charts(results, comparison),
-        tables=[table for table in (_stand_ins(results), _trouble(results)) if table],
+        tables=[_trouble(results)],
         examples=suite_examples(results),
     )
 
@@ -221,31 +225,23 @@ def _ruler(
     return section
 
 
-def _stand_ins(results: Sequence[Result]) -> Table | None:
-    """Tasks that were run on built-in texts in place of the published ones."""
-    rows = []
-    for result in results:
-        tasks = [
-            task
-            for task, cells in result.content["tasks"].items()
-            if any(figures.get("stand_in") for figures in cells.values())
-        ]
-        if tasks:
-            rows.append([result.label, ", ".join(tasks)])
-    return (
-        Table(
-            "Not the published texts",
-            ["run", "tasks"],
-            rows,
-            "These tasks used built-in texts in place of the published ones; their scores compare "
-            "with each other, not with published figures.",
-        )
-        if rows
-        else None
+def _stand_ins(results: Sequence[Result]) -> list[str]:
+    """A sentence on the tasks that were run on built-in texts in place of the published ones."""
+    tasks = dict.fromkeys(
+        task
+        for result in results
+        for task, cells in result.content["tasks"].items()
+        if any(figures.get("stand_in") for figures in cells.values())
     )
+    if not tasks:
+        return []
+    return [
+        f"On built-in texts in place of the published ones: {', '.join(tasks)}. These scores "
+        "compare between runs, not with published figures."
+    ]
 
 
-def _trouble(results: Sequence[Result]) -> Table | None:
+def _trouble(results: Sequence[Result]) -> Table:
     """Answers that were cut off or missing, which lower a score without being wrong."""
     rows = []
     for result in results:
@@ -264,9 +260,8 @@ def _trouble(results: Sequence[Result]) -> Table | None:
 
 
 def _tool_use(runs: Runs, style_of: Mapping[str, Style]) -> Section | None:
-    results = runs.of("agent")
-    chart = tool_use(results, style_of)
-    if not chart:
+    results = [result for result in runs.of("agent") if "tools" in result.content["modes"]]
+    if not results:
         return None
     names = {
         "tool_use": "answers that used the tool",
@@ -277,14 +272,14 @@ def _tool_use(runs: Runs, style_of: Mapping[str, Style]) -> Section | None:
     return Section(
         "tools",
         "Tool use",
-        ["Multiple-choice questions that the model may solve with a Python tool."],
-        charts=[chart],
+        intro=["Multiple-choice questions that the model may solve with a Python tool."],
+        charts=[tool_use(results, style_of)],
         tables=[
             Table(
                 "On the way",
                 ["", *(result.label for result in results)],
                 [
-                    [title, *(percent(result.content["rates"][name]) for result in results)]
+                    [title, *(percent(_tools(result)["rates"][name]) for result in results)]
                     for name, title in names.items()
                 ],
             )
@@ -292,36 +287,42 @@ def _tool_use(runs: Runs, style_of: Mapping[str, Style]) -> Section | None:
     )
 
 
+def _tools(result: Result) -> dict[str, dict[str, float]]:
+    """The summary of the answers that could use the tool."""
+    tools: dict[str, dict[str, float]] = result.content["modes"]["tools"]
+    return tools
+
+
 def _attention(runs: Runs) -> Section | None:
-    figures = attention_figures(runs)
-    if not figures:
+    shifts = attention_shifts(runs)
+    if not shifts:
         return None
-    rows = []
-    for label, causal, bidirectional in figures:
-        for mask, values in (("causal", causal), ("bidirectional", bidirectional)):
-            rows.append(
-                [
-                    f"{label}, {mask}",
-                    percent(values["sink_mass"], 2),
-                    percent(values["context_engagement"], 1),
-                ]
-            )
+    rows = [
+        [
+            f"{model.label}, {mask}",
+            percent(vars(model.figures["sink_mass"])[mask], 2),
+            percent(vars(model.figures["context_engagement"])[mask], 1),
+        ]
+        for model in shifts
+        for mask in ("causal", "bidirectional")
+    ]
     views = token_views(runs)
     intro = [
         "Sink mass is the share of the answers' attention that goes to the very first token, which "
-        "says nothing. Context engagement is the share that goes to the rest of the context. Both "
+        "says nothing. Context engagement is the share that goes to the content of the context. Both "
         "are means over layers, heads and answer tokens. SFT trains with a causal mask, FocuSFT "
         "with a context whose tokens all see each other."
     ]
     if views:
         intro.append(
             "In the text below, the stronger a token's colour, the more attention the answer pays "
-            "to it; full colour is 16 times an even share or more."
+            "to it; full colour is 16 times an even share or more. Underlined: the facts that the "
+            "question asks for."
         )
     return Section(
         "attention",
         "Attention",
-        intro,
+        intro=intro,
         charts=attention_charts(runs.of("probe")),
         tables=[
             Table("Where the answers look", ["", "sink mass", "context engagement"], rows),
@@ -352,6 +353,7 @@ def _speed(runs: Runs) -> Section | None:
     return Section(
         "speed",
         "Speed and memory",
+        "Speed",
         ["Times compare only where runs had the same machine to themselves."],
         charts=charts,
         tables=[table] if rows else [],
@@ -377,7 +379,7 @@ def _settings(runs: Runs) -> Section:
             )
     rows = settings.versions(runs.results)
     blocks.append(SettingsBlock("Versions", [], rows, f"{len(rows)} versions"))
-    return Section("settings", "Options and versions", settings=blocks)
+    return Section("settings", "Options and versions", "Options", settings=blocks)
 
 
 def _missing(runs: Runs) -> Section | None:
@@ -385,7 +387,7 @@ def _missing(runs: Runs) -> Section | None:
     if not rows:
         return None
     return Section(
-        "missing", "What is missing", ["This report would also show:"], missing=rows
+        "missing", "What is missing", "Missing", ["This report could also show:"], missing=rows
     )
 
 
@@ -399,9 +401,14 @@ def _what_is_missing(runs: Runs) -> Iterable[tuple[str, str]]:
             )
     if not runs.of("training", "demo"):
         yield "curves of training", "focusft train --config C.yaml --output_dir RUN"
-    for kind, name in (("babilong", "BABILong"), ("ruler", "RULER"), ("agent", "tool use")):
-        if not runs.of(kind):  # type: ignore[arg-type]
-            yield name, f"focusft eval RUN --suite {kind} --out RUN/{kind}"
+    suites: tuple[tuple[Kind, str, str], ...] = (
+        ("babilong", "scores of BABILong", ""),
+        ("ruler", "scores of RULER", ""),
+        ("agent", "tool use", " --questions Q.jsonl"),
+    )
+    for kind, name, more in suites:
+        if not runs.of(kind):
+            yield name, f"focusft eval RUN --suite {kind}{more} --out RUN/{kind}"
     if not runs.of("probe"):
         yield "attention by layer", "focusft probe RUN --data val.jsonl --out RUN/probe"
     if not runs.of("step", "throughput", "length"):

@@ -9,7 +9,8 @@ from typing import Any
 from focusft.analysis.report.numbers import plain
 from focusft.analysis.report.reading import Result
 
-Rows = list[tuple[str, str]]
+# Name and values: one value, or one for each group of runs that share it.
+Rows = list[tuple[str, list[str]]]
 
 
 def options(results: Sequence[Result]) -> tuple[Rows, Rows]:
@@ -56,8 +57,9 @@ def _split(by_label: Mapping[str, Mapping[str, str]]) -> tuple[Rows, Rows]:
         for label, values in by_label.items():
             found.setdefault(values.get(name, "not recorded"), []).append(label)
         if len(found) == 1:
-            alike.append((name, next(iter(found))))
+            alike.append((name, list(found)))
         else:
-            shown = (f"{value} ({', '.join(labels)})" for value, labels in found.items())
-            different.append((name, "; ".join(shown)))
+            different.append(
+                (name, [f"{', '.join(labels)}: {value}" for value, labels in found.items()])
+            )
     return different, alike

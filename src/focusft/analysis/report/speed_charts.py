@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
-from focusft.analysis.report.figures import Chart, layout, text
+from focusft.analysis.report.figures import GREY, Chart, layout, text
 from focusft.analysis.report.reading import Result, Runs
 
 _TRAINERS = {
@@ -51,7 +51,7 @@ def _bars(title: str, values: Mapping[str, float], note: str, unit: str) -> Char
             x=[values[name] for name in names],
             y=[text(_TRAINERS.get(name, name)) for name in names],
             orientation="h",
-            marker={"color": ["#0072b2" if n.startswith("ours") else "#8a8f98" for n in names]},
+            marker={"color": ["#0072b2" if n.startswith("ours") else GREY for n in names]},
             text=[f"{values[name]:.3g}" for name in names],
             textposition="auto",
             hoverinfo="skip",

@@ -47,7 +47,7 @@ def training_charts(results: Sequence[Result], style_of: Mapping[str, Style]) ->
             results,
             style_of,
             lambda line: line.get("inner_steps_raised"),
-            tick_format=".0%",
+            tick_format=".1~%",
         ),
         _lines(
             "Speed",

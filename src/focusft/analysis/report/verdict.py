@@ -11,9 +11,11 @@ from focusft.analysis.report.numbers import (
     interval,
     percent,
     points,
+    sentence_case,
     times,
 )
 from focusft.analysis.report.reading import Result, Runs
+from focusft.analysis.report.shifts import attention_shifts
 
 Answer = Literal["yes", "no", "unclear", "untested"]
 
@@ -93,7 +95,7 @@ def _other(comparison: SuiteComparison) -> str:
     found = comparison.overall
     words = {1: "FocuSFT better", -1: "SFT better", 0: "no clear difference", None: "unclear"}
     text = (
-        f"{comparison.title}: {words[found.sign]}, {percent(found.second)} \N{RIGHTWARDS ARROW} "
+        f"{sentence_case(comparison.title)}: {words[found.sign]}, {percent(found.second)} \N{RIGHTWARDS ARROW} "
         f"{percent(found.first)}, {points(found.mean)} points"
     )
     if found.low is not None and found.high is not None:
@@ -138,7 +140,7 @@ def _nothing_to_compare(runs: Runs) -> Verdict:
     elif missing:
         why = "no training run was given"
     else:
-        why = "the runs were not put through the same benchmark"
+        why = "the runs did not answer the same questions of any benchmark"
     demos = runs.of("demo")
     if len(demos) == 1 and missing == ["SFT"]:
         return _judge_demo(runs, demos[0])
@@ -170,38 +172,16 @@ def _judge_demo(runs: Runs, demo: Result) -> Verdict:
 
 def _attention(runs: Runs) -> list[str]:
     """What FocuSFT's mask does to attention, from the first model it was measured on."""
-    figures = attention_figures(runs)
-    if not figures:
+    shifts = attention_shifts(runs)
+    if not shifts:
         return []
-    label, causal, bidirectional = figures[0]
-    sink = causal["sink_mass"] / bidirectional["sink_mass"]
+    shift = shifts[0]
+    sink, engagement = shift.figures["sink_mass"], shift.figures["context_engagement"]
     return [
-        f"Attention ({label}): where SFT's mask spends {percent(causal['sink_mass'], 0)} of the "
+        f"Attention ({shift.label}): where SFT's mask spends {percent(sink.causal, 0)} of the "
         f"answers' attention on the very first token, which says nothing, FocuSFT's mask spends "
-        f"{percent(bidirectional['sink_mass'], 2)} ({times(sink)} less), and the share for the "
-        f"rest of the context goes from {percent(causal['context_engagement'], 0)} to "
-        f"{percent(bidirectional['context_engagement'], 0)}. This is the paper's explanation; the "
-        "report shows the shift, not that it causes the scores."
+        f"{percent(sink.bidirectional, 2)} ({times(sink.causal / sink.bidirectional)} less), and "
+        f"the share for the content of the context goes from {percent(engagement.causal, 0)} to "
+        f"{percent(engagement.bidirectional, 0)}. This is the paper's explanation; the report "
+        "shows the shift, not that it causes the scores."
     ]
-
-
-def attention_figures(runs: Runs) -> list[tuple[str, dict[str, float], dict[str, float]]]:
-    """(label, figures under causal attention, under bidirectional context) of each model."""
-    found = [
-        (result.label, result.content["causal"], result.content["bidirectional"])
-        for result in runs.of("probe")
-    ]
-    for demo in runs.of("demo"):
-        for when in ("before", "after"):
-            figures = demo.content[when]
-            found.append(
-                (
-                    f"{demo.label}, {when} training",
-                    {key: figures[key] for key in ("sink_mass", "context_engagement")},
-                    {
-                        key: figures[f"{key}_bidirectional"]
-                        for key in ("sink_mass", "context_engagement")
-                    },
-                )
-            )
-    return found
