@@ -13,5 +13,7 @@ def chromium_or_skip() -> tuple[str, str]:
     if browser and driver and importlib.util.find_spec("selenium"):
         return browser, driver
     if os.environ.get("CI") or os.environ.get("FOCUSFT_REQUIRE_CHROMIUM") == "1":
-        pytest.fail("chromium, chromium-driver or selenium is missing, and this run must test pages")
+        pytest.fail(
+            "chromium, chromium-driver or selenium is missing, and this run must test pages"
+        )
     pytest.skip("no browser to test pages in (apt-get install chromium chromium-driver)")

@@ -104,7 +104,7 @@ def suite(
                         "suite": name,
                         "task": task,
                         "length": length,
-                        "prompt": f"A long text. Question: where is person {sample}?",
+                        "prompt": f"Long text {seed}. Question: where is person {sample}?",
                         "answer_prefix": "",
                         "question": f"Where is person {sample}?",
                         "references": ["kitchen"],

@@ -1,6 +1,7 @@
 """The page in a real browser: every chart drawn, no error, nothing cut off, at three widths."""
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -11,68 +12,7 @@ from tests.analysis.needs_chromium import chromium_or_skip
 WIDTHS = (360, 768, 1280)
 HOSTILE = "</script><img src=x onerror=\"document.title='hacked'\"><b>bold</b> & {{ 7 * 7 }}"
 
-# Everything below runs in the page and returns a list of complaints.
-CUT_OFF = """
-const complaints = [];
-const width = document.documentElement.clientWidth;
-if (document.documentElement.scrollWidth > width)
-  complaints.push(`the page is ${document.documentElement.scrollWidth} wide`);
-for (const element of document.querySelectorAll("body *:not(script):not(style)")) {
-  if (element.closest("svg") || element.closest("details:not([open])")) continue;
-  const box = element.getBoundingClientRect();
-  if (box.width && (box.right > width + 1 || box.left < -1))
-    complaints.push(`${element.tagName} ${element.className} leaves the page: ${element.textContent.slice(0, 40)}`);
-  if (element.scrollWidth > element.clientWidth + 1 && getComputedStyle(element).display !== "inline")
-    complaints.push(`${element.tagName} ${element.className} is cut off: ${element.textContent.slice(0, 40)}`);
-}
-for (const chart of document.querySelectorAll(".chart")) {
-  const frame = chart.getBoundingClientRect();
-  for (const label of chart.querySelectorAll("text")) {
-    const box = label.getBoundingClientRect();
-    if (box.width && (box.left < frame.left - 1 || box.right > frame.right + 1
-        || box.top < frame.top - 1 || box.bottom > frame.bottom + 1))
-      complaints.push(`${chart.id}: '${label.textContent}' is cut off`);
-  }
-  const ticks = [...chart.querySelectorAll(".xtick text")].map((t) => t.getBoundingClientRect())
-    .filter((box) => box.width).sort((a, b) => a.left - b.left);
-  for (let i = 1; i < ticks.length; i++)
-    if (ticks[i].left < ticks[i - 1].right) complaints.push(`${chart.id}: x labels overlap`);
-}
-return complaints;
-"""
-DRAWN = """
-return [...document.querySelectorAll(".chart")].filter((chart) => {
-  const marks = chart.querySelectorAll(".bars path, .scatterlayer path, .heatmaplayer image, .hm image");
-  return !chart.querySelector("svg.main-svg") || marks.length === 0;
-}).map((chart) => chart.id);
-"""
-# Contrast of each text with what lies behind it (WCAG 2), for the page's own texts.
-PALE = """
-const parse = (c) => (c.match(/[\\d.]+/g) || []).map(Number);
-const luminance = ([r, g, b]) => [r, g, b].map((v) => v / 255)
-  .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-function background(element) {
-  const layers = [];
-  for (let e = element; e; e = e.parentElement) {
-    const [r, g, b, a = 1] = parse(getComputedStyle(e).backgroundColor);
-    if (a > 0) layers.push([r, g, b, a]);
-    if (a === 1) break;
-  }
-  return layers.reverse().reduce((under, [r, g, b, a]) =>
-    [r, g, b].map((v, i) => v * a + under[i] * (1 - a)), [255, 255, 255]);
-}
-const pale = [];
-for (const element of document.querySelectorAll("main *, header *, footer *")) {
-  if (element.closest("svg") || ![...element.childNodes].some((n) => n.nodeType === 3 && n.data.trim()))
-    continue;
-  const [light, dark] = [luminance(parse(getComputedStyle(element).color)), luminance(background(element))]
-    .sort((a, b) => b - a);
-  const contrast = (light + 0.05) / (dark + 0.05);
-  if (contrast < 4.5) pale.push(`${contrast.toFixed(1)}: ${element.textContent.slice(0, 40)}`);
-}
-return pale;
-"""
+CHECKS = Path(__file__).with_name("page_checks.js").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +48,10 @@ def show(browser, page, *, width, theme):
     wait_until(browser, "return document.documentElement.dataset.drawn !== undefined")
 
 
+def complaints(browser, check):
+    return browser.execute_script(f"{CHECKS}\nreturn {check}();")
+
+
 def resize(browser, width):
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -133,11 +77,11 @@ def test_every_chart_is_drawn_and_nothing_is_cut_off(browser, full_page, theme):
     assert browser.execute_script("return document.documentElement.dataset.drawn") == str(
         full_page.charts
     )
-    assert browser.execute_script(PALE) == []
+    assert complaints(browser, "paleTexts") == []
     for width in WIDTHS:
         resize(browser, width)
-        assert browser.execute_script(DRAWN) == []
-        assert (width, browser.execute_script(CUT_OFF)) == (width, [])
+        assert complaints(browser, "emptyCharts") == []
+        assert (width, complaints(browser, "cutOff")) == (width, [])
     assert browser.get_log("browser") == []
 
 

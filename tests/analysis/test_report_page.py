@@ -2,6 +2,7 @@
 
 import json
 import re
+from html import unescape
 
 import pytest
 
@@ -92,13 +93,13 @@ def test_secrets_and_home_folders_are_left_out(tmp_path):
     token = "hf_" + "a1B2" * 8
     run = report_runs.training(
         tmp_path / "run",
-        output_dir="/home/ada/runs/x",
-        model_name_or_path="/Users/ada/models/m",
+        output_dir="/home/lovelace/runs/x",
+        model_name_or_path="/Users/lovelace/models/m",
         hub_token="plain-words",
-        train_data=f"https://ada:pass@example.org/{token}.jsonl",
+        train_data=f"https://lovelace:pass@example.org/{token}.jsonl",
     )
     html = page_without_plotly(write_report([run], tmp_path / "report.html"))
-    for secret in ("/home/", "/Users/", "ada", "plain-words", token, "pass@"):
+    for secret in ("/home/", "/Users/", "lovelace", "plain-words", token, "pass@"):
         assert secret not in html
     assert "~/runs/x" in html
 
@@ -113,14 +114,16 @@ def test_the_page_holds_everything_and_loads_nothing(tmp_path):
     report = write_report(report_runs.comparison(tmp_path), tmp_path / "deep" / "report.html")
     html = report.path.read_text(encoding="utf-8")
     assert html.count("plotly.js v") == 1
-    own = page_without_plotly(report)
+    own = unescape(page_without_plotly(report))
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", own)
     assert "default-src 'none'" in own
     assert "@import" not in own
 
 
 def test_the_same_runs_give_the_same_bytes(tmp_path):
-    runs = report_runs.comparison(tmp_path)
+    runs = [report_runs.training(tmp_path / method, method) for method in ("focusft", "sft")]
+    for run in runs:
+        report_runs.suite(run / "b", "babilong", str(run), 0.5, samples=4)
     pages = [write_report(runs, tmp_path / name).path.read_bytes() for name in ("a", "b")]
     assert pages[0] == pages[1]
 

@@ -8,6 +8,7 @@ import pytest
 from focusft.analysis.report.claims import check_claims
 from focusft.analysis.report.comparison import compare_suites
 from focusft.analysis.report.differences import Question, difference
+from focusft.analysis.report.numbers import TIMES
 from focusft.analysis.report.reading import read_runs
 from focusft.analysis.report.verdict import judge
 from tests.analysis import report_runs
@@ -167,8 +168,8 @@ def test_claims_stand_beside_what_was_measured(tmp_path):
     assert [row.standing for row in babilong.measured] == ["as large or larger"] * 2
     assert "600 questions" in babilong.measured[0].basis
     assert agent.measured[0].standing == "as large or larger"
-    assert sink.measured[0].value == "31.0% → 0.050%, 620×"
-    assert sink.measured[0].basis == "95% interval 540× to 700×, 100 conversations"
+    assert sink.measured[0].value == f"31.0% → 0.050%, 620{TIMES}"
+    assert sink.measured[0].basis == f"95% interval 540{TIMES} to 700{TIMES}, 100 conversations"
     assert sink.measured[0].standing == "as large or larger"
     assert engagement.measured[0].standing == "same direction, smaller"
 

@@ -144,7 +144,9 @@ def before_and_after(demo: Result) -> Chart:
 def _scores(result: Result) -> Chart:
     tasks: dict[str, Any] = result.content["tasks"]
     lengths = list(dict.fromkeys(length for cells in tasks.values() for length in cells))
-    values = [[cells.get(length, {}).get("score") for length in lengths] for cells in tasks.values()]
+    values = [
+        [cells.get(length, {}).get("score") for length in lengths] for cells in tasks.values()
+    ]
     drawn = heat_map(
         [_TASKS.get(task, task) for task in tasks],
         [length_name(length) for length in lengths],

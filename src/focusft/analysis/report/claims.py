@@ -10,6 +10,7 @@ from typing import Literal
 from focusft.analysis.report.comparison import SuiteComparison
 from focusft.analysis.report.differences import Difference
 from focusft.analysis.report.numbers import (
+    TIMES,
     difference_interval,
     length_name,
     percent,
@@ -73,7 +74,7 @@ def check_claims(runs: Runs, comparisons: Sequence[SuiteComparison]) -> list[Cla
         ),
         Claim(
             "Counts words better in long lists (RULER, task CWE, 16K tokens)",
-            "SFT 72.9 \N{RIGHTWARDS ARROW} FocuSFT 81.1 (+8.2 points)",
+            "SFT 72.9 → FocuSFT 81.1 (+8.2 points)",
             _common_words(ruler) if ruler else [],
             "focusft eval RUN --suite ruler --tasks cwe --out RUN/ruler",
         ),
@@ -85,14 +86,14 @@ def check_claims(runs: Runs, comparisons: Sequence[SuiteComparison]) -> list[Cla
         ),
         Claim(
             "Wastes less attention on the first token while training (sink mass)",
-            "529\N{MULTIPLICATION SIGN} lower",
+            f"529{TIMES} lower",
             _ratios(runs, "sink_mass", 529, lambda causal, bidirectional: causal / bidirectional),
             "focusft probe RUN --data val.jsonl --out RUN/probe",
             on_both=False,
         ),
         Claim(
             "Pays more attention to the content of the context (context engagement)",
-            "3\N{MULTIPLICATION SIGN} higher",
+            f"3{TIMES} higher",
             _ratios(
                 runs, "context_engagement", 3, lambda causal, bidirectional: bidirectional / causal
             ),
@@ -129,8 +130,7 @@ def _common_words(comparison: SuiteComparison) -> list[Measurement]:
 def _points_row(label: str, found: Difference, paired: bool, claimed: float) -> Measurement:
     return Measurement(
         label,
-        f"{percent(found.second)} \N{RIGHTWARDS ARROW} {percent(found.first)}, "
-        f"{points(found.mean)} points",
+        f"{percent(found.second)} → {percent(found.first)}, {points(found.mean)} points",
         _basis(found, paired),
         _standing_of(found, found.mean, claimed),
     )
@@ -144,7 +144,7 @@ def _tool_use(comparison: SuiteComparison) -> list[Measurement]:
     return [
         Measurement(
             "first try",
-            f"{percent(found.second)} \N{RIGHTWARDS ARROW} {percent(found.first)}{relative}",
+            f"{percent(found.second)} → {percent(found.first)}{relative}",
             _basis(found, comparison.paired),
             _standing_of(found, gain, 0.24),
         )
@@ -164,8 +164,7 @@ def _ratios(
         rows.append(
             Measurement(
                 model.label,
-                f"{_share(shift.causal)} \N{RIGHTWARDS ARROW} {_share(shift.bidirectional)}, "
-                f"{times(value)}",
+                f"{_share(shift.causal)} → {_share(shift.bidirectional)}, {times(value)}",
                 basis,
                 _standing(value, claimed, none=1),
             )

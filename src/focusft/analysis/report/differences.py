@@ -12,7 +12,6 @@ DRAWS = 4000
 CONFIDENCE = 0.95
 
 
-
 @dataclass(frozen=True)
 class Question:
     """Names a question.

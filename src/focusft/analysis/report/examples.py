@@ -64,7 +64,11 @@ def demo_examples(demo: Result) -> Examples | None:
             question["question"],
             question["answer"],
             [
-                Answer(when, _cut(demo.content[when]["answers"][index]), demo.content[when]["right"][index])
+                Answer(
+                    when,
+                    _cut(demo.content[when]["answers"][index]),
+                    demo.content[when]["right"][index],
+                )
                 for when in ("before", "after")
             ],
         )
@@ -128,7 +132,9 @@ def _cut(output: str) -> str:
     output = output.strip()
     if len(output) <= _LONGEST:
         return output or "(nothing)"
-    return f"{output[:_LONGEST]} \N{HORIZONTAL ELLIPSIS} ({len(output) - _LONGEST:,} more characters)"
+    return (
+        f"{output[:_LONGEST]} \N{HORIZONTAL ELLIPSIS} ({len(output) - _LONGEST:,} more characters)"
+    )
 
 
 def _end(prompt: str) -> str:
@@ -187,4 +193,3 @@ def _shaded(example: Mapping[str, Any], shares: Sequence[float]) -> list[Token]:
 def shade(times_even: float) -> int:
     """Shade of a token by its attention in multiples of an even share, on a log scale."""
     return min(SHADES, round(SHADES * math.log1p(times_even) / math.log1p(_STRONGEST)))
-

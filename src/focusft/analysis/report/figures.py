@@ -147,16 +147,21 @@ def heat_map(
             ygap=1,
         )
     )
-    for y, line in enumerate(values):
-        for x, value in enumerate(line):
-            if value is not None:
-                figure.add_annotation(
-                    x=x,
-                    y=y,
-                    text=cells[y][x],
-                    showarrow=False,
-                    font={"color": _ink_on(scale, (value - least) / (most - least)), "size": 12},
-                )
+    # All at once: plotly checks every annotation again for each one that is added.
+    figure.update_layout(
+        annotations=[
+            {
+                "x": x,
+                "y": y,
+                "text": cells[y][x],
+                "showarrow": False,
+                "font": {"color": _ink_on(scale, (value - least) / (most - least)), "size": 12},
+            }
+            for y, line in enumerate(values)
+            for x, value in enumerate(line)
+            if value is not None
+        ]
+    )
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False, ticks="")
     figure.update_xaxes(type="category", showgrid=False, ticks="", tickangle=0)
     return layout(figure, height=50 + _ROW_HEIGHT * len(rows))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 MINUS = "\N{MINUS SIGN}"
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -18,8 +19,8 @@ def points(difference: float, digits: int = 1) -> str:
 
 
 def times(ratio: float) -> str:
-    """54.03 -> 54×; two digits at least."""
-    return f"{ratio:,.0f}×" if ratio >= 10 else f"{ratio:.2g}×"
+    """54.03 -> 54 times; two digits at least."""
+    return (f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2g}") + TIMES
 
 
 def interval(low: float, high: float) -> str:

@@ -279,7 +279,8 @@ def _label(
     alike = [
         f
         for f in files
-        if (f.kind, f.owner, _method(f, trainings)) == (file.kind, file.owner, _method(file, trainings))
+        if (f.kind, f.owner, _method(f, trainings))
+        == (file.kind, file.owner, _method(file, trainings))
     ]
     if len(alike) == 1:
         return name

@@ -7,7 +7,9 @@ from typing import Any
 
 HIDDEN = "(hidden)"
 
-_HOME = re.compile(r"(/home/[^/\s\"']+|/Users/[^/\s\"']+|/root|[A-Za-z]:\\Users\\[^\\\s\"']+)(?=[/\\]|$)")
+_HOME = re.compile(
+    r"(?<![\w.])(/home/[\w.-]+|/Users/[\w.-]+|/root(?![\w.-])|[A-Za-z]:\\Users\\[\w.-]+)"
+)
 _SECRET_NAME = re.compile(
     r"(^|_)(token|api_key|apikey|access_key|secret|password|passwd|credentials?)$", re.IGNORECASE
 )

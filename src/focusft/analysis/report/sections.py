@@ -139,7 +139,9 @@ def _runs(runs: Runs, style_of: Mapping[str, Style]) -> Section | None:
         )
     if not rows:
         return None
-    return Section("runs", "Runs", intro=["The colours and lines below are used in every chart."], runs=rows)
+    return Section(
+        "runs", "Runs", intro=["The colours and lines below are used in every chart."], runs=rows
+    )
 
 
 def _model(result: Result) -> str:
@@ -309,8 +311,8 @@ def _attention(runs: Runs) -> Section | None:
     views = token_views(runs)
     intro = [
         "Sink mass is the share of the answers' attention that goes to the very first token, which "
-        "says nothing. Context engagement is the share that goes to the content of the context. Both "
-        "are means over layers, heads and answer tokens. SFT trains with a causal mask, FocuSFT "
+        "says nothing. Context engagement is the share on the content of the context. Both are "
+        "means over layers, heads and answer tokens. SFT trains with a causal mask, FocuSFT "
         "with a context whose tokens all see each other."
     ]
     if views:
@@ -342,7 +344,11 @@ def _training(runs: Runs, style_of: Mapping[str, Style]) -> Section | None:
 def _speed(runs: Runs) -> Section | None:
     rows = []
     for result in runs.of("training", "demo"):
-        rates = [line["tokens_per_second"] for line in result.content["log"] if "tokens_per_second" in line]
+        rates = [
+            line["tokens_per_second"]
+            for line in result.content["log"]
+            if "tokens_per_second" in line
+        ]
         seconds = result.content["seconds"]
         seconds = seconds["train"] if result.kind == "demo" else seconds
         rows.append([result.label, f"{seconds:,.0f}", f"{median(rates):,.0f}" if rates else ""])
@@ -374,9 +380,7 @@ def _settings(runs: Runs) -> Section:
         different, alike = settings.options(runs.of(kind))
         if different or alike:
             shared = "" if len(runs.of(kind)) == 1 else " that all runs share"
-            blocks.append(
-                SettingsBlock(title, different, alike, f"{len(alike)} options{shared}")
-            )
+            blocks.append(SettingsBlock(title, different, alike, f"{len(alike)} options{shared}"))
     rows = settings.versions(runs.results)
     blocks.append(SettingsBlock("Versions", [], rows, f"{len(rows)} versions"))
     return Section("settings", "Options and versions", "Options", settings=blocks)

@@ -33,7 +33,7 @@ def speed_charts(runs: Runs) -> list[Chart]:
         ]
     charts += [
         _bars(
-            f"Tokens per second: conversations of many lengths, {result.content['settings']['model']}",
+            f"Tokens per second, mixed lengths: {result.content['settings']['model']}",
             result.content["tokens_per_second"],
             "More is better; padding does not count.",
             "tokens/s",
@@ -78,7 +78,9 @@ def _by_length(result: Result) -> list[Chart]:
             line={"color": colour, "dash": dash, "width": 2},
             hovertemplate="%{x} tokens: %{y:.2f} GB",
         )
-    figure.update_xaxes(title_text="tokens", type="log", tickvals=sorted({x for t in figure.data for x in t.x}))
+    figure.update_xaxes(
+        title_text="tokens", type="log", tickvals=sorted({x for t in figure.data for x in t.x})
+    )
     figure.update_yaxes(title_text="GB", type="log")
     return [
         Chart(

@@ -20,6 +20,12 @@ from focusft.analysis.report.shifts import attention_shifts
 Answer = Literal["yes", "no", "unclear", "untested"]
 
 
+HOW_TO_TEST = (
+    "To find out, train with FocuSFT and with plain SFT on the same data, run a benchmark on both, "
+    'and give both runs to this report; the commands are under "What is missing" at the end.'
+)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The answer in plain words.
@@ -58,11 +64,16 @@ def _judge_benchmarks(runs: Runs, comparisons: list[SuiteComparison]) -> Verdict
     }[answer]
     figures = [
         (f"{points(found.mean)} points", "FocuSFT minus SFT"),
-        (f"{percent(found.second)} \N{RIGHTWARDS ARROW} {percent(found.first)}", "SFT \N{RIGHTWARDS ARROW} FocuSFT"),
+        (
+            f"{percent(found.second)} → {percent(found.first)}",
+            "SFT → FocuSFT",
+        ),
     ]
     reasons = []
     if found.low is not None and found.high is not None:
-        figures.append((difference_interval(found.low, found.high), "95% interval of the difference"))
+        figures.append(
+            (difference_interval(found.low, found.high), "95% interval of the difference")
+        )
         if answer == "unclear":
             reasons.append(
                 "The interval holds zero: with this many questions the difference may be chance. "
@@ -70,7 +81,7 @@ def _judge_benchmarks(runs: Runs, comparisons: list[SuiteComparison]) -> Verdict
             )
     elif main.paired:
         reasons.append(
-            "Each question gave the same difference, so chance cannot be judged; run more questions."
+            "Each question gave the same difference, so chance cannot be judged; run more of them."
         )
     else:
         reasons.append(
@@ -95,8 +106,8 @@ def _other(comparison: SuiteComparison) -> str:
     found = comparison.overall
     words = {1: "FocuSFT better", -1: "SFT better", 0: "no clear difference", None: "unclear"}
     text = (
-        f"{sentence_case(comparison.title)}: {words[found.sign]}, {percent(found.second)} \N{RIGHTWARDS ARROW} "
-        f"{percent(found.first)}, {points(found.mean)} points"
+        f"{sentence_case(comparison.title)}: {words[found.sign]}, "
+        f"{percent(found.second)} → {percent(found.first)}, {points(found.mean)} points"
     )
     if found.low is not None and found.high is not None:
         text += f" (95% interval {difference_interval(found.low, found.high)})"
@@ -120,7 +131,10 @@ def _judge_losses(runs: Runs, focusft: float, sft: float) -> Verdict:
         "untested",
         "Whether FocuSFT beat plain SFT cannot be told yet: no benchmark was run on both.",
         [
-            (f"{sft:.3f} \N{RIGHTWARDS ARROW} {focusft:.3f}", "validation loss, SFT \N{RIGHTWARDS ARROW} FocuSFT"),
+            (
+                f"{sft:.3f} → {focusft:.3f}",
+                "validation loss, SFT → FocuSFT",
+            ),
         ],
         [
             f"The loss on validation data is lower for {better}; a lower loss does not have to "
@@ -131,7 +145,9 @@ def _judge_losses(runs: Runs, focusft: float, sft: float) -> Verdict:
 
 
 def _nothing_to_compare(runs: Runs) -> Verdict:
-    methods = {result.method for result in runs.of("training", "demo", "babilong", "ruler", "agent")}
+    methods = {
+        result.method for result in runs.of("training", "demo", "babilong", "ruler", "agent")
+    }
     missing = [name for name in ("SFT", "FocuSFT") if name not in methods]
     if missing == ["SFT"]:
         why = "no run of plain SFT was given to compare with"
@@ -145,7 +161,10 @@ def _nothing_to_compare(runs: Runs) -> Verdict:
     if len(demos) == 1 and missing == ["SFT"]:
         return _judge_demo(runs, demos[0])
     return Verdict(
-        "untested", f"Whether FocuSFT beats plain SFT cannot be told: {why}.", [], _attention(runs)
+        "untested",
+        f"Whether FocuSFT beats plain SFT cannot be told: {why}.",
+        [],
+        [HOW_TO_TEST, *_attention(runs)],
     )
 
 
@@ -158,15 +177,15 @@ def _judge_demo(runs: Runs, demo: Result) -> Verdict:
         f"{got}. Whether FocuSFT beats plain SFT was not tested: the demo trains FocuSFT only.",
         [
             (
-                f"{percent(before['accuracy'], 0)} \N{RIGHTWARDS ARROW} {percent(after['accuracy'], 0)}",
-                "right answers to new questions, before \N{RIGHTWARDS ARROW} after training",
+                f"{percent(before['accuracy'], 0)} → {percent(after['accuracy'], 0)}",
+                "right answers to new questions, before → after training",
             ),
             (
                 interval(after["accuracy_low"], after["accuracy_high"]),
                 f"95% interval after training ({after['examples']} questions)",
             ),
         ],
-        _attention(runs),
+        [HOW_TO_TEST, *_attention(runs)],
     )
 
 
