@@ -49,8 +49,10 @@ def training(folder: Path, method: str = "focusft", **config: Any) -> Path:
                 "inner_loss_2": 0.6 * loss,
                 "inner_steps_raised": 0.02 if step == 20 else 0.0,
             }
-            line["probe/sink_mass"] = 0.006
         log.append(line)
+        for mask, sink, engagement in (("causal", 0.3, 0.6), ("bidirectional", 0.001, 0.85)):
+            line[f"probe/sink_mass_{mask}"] = sink
+            line[f"probe/context_engagement_{mask}"] = engagement
         if step % 20 == 0:
             log.append({"step": step, "eval_loss": loss * (1.0 if is_focusft else 1.05)})
     options = {
@@ -242,16 +244,25 @@ def demo(folder: Path) -> Path:
     return write(folder, results)
 
 
-def comparison(root: Path, *, skills: tuple[float, float] = (0.7, 0.58)) -> list[Path]:
-    """A FocuSFT and an SFT run with everything that can lie beside them."""
+def comparison(
+    root: Path, *, skills: tuple[float, float] = (0.7, 0.58), samples: int = 40
+) -> list[Path]:
+    """A FocuSFT and an SFT run, each with BABILong beside it."""
     runs = []
     for method, skill in zip(("focusft", "sft"), skills, strict=True):
         run = training(root / method, method)
-        suite(run / "babilong", "babilong", str(run), skill, samples=40)
-        suite(run / "ruler", "ruler", str(run), skill + 0.15)
+        suite(run / "babilong", "babilong", str(run), skill, samples=samples)
+        runs.append(run)
+    return runs
+
+
+def full_comparison(root: Path, *, skills: tuple[float, float] = (0.7, 0.58)) -> list[Path]:
+    """A FocuSFT and an SFT run with everything that can lie beside them."""
+    runs = comparison(root, skills=skills)
+    for run, skill in zip(runs, skills, strict=True):
+        suite(run / "ruler", "ruler", str(run), skill + 0.15, samples=10)
         agent(run / "agent", str(run), skill - 0.3)
         probe(run / "probe", str(run))
-        runs.append(run)
     return runs
 
 

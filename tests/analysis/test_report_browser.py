@@ -34,7 +34,7 @@ def browser():
 @pytest.fixture(scope="module")
 def full_page(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    runs = report_runs.comparison(root)
+    runs = report_runs.full_comparison(root)
     runs.append(report_runs.demo(root / "demo"))
     runs += report_runs.benchmarks(root / "benchmarks")
     return write_report(runs, root / "report.html")

@@ -7,6 +7,7 @@ from html import unescape
 import pytest
 
 from focusft.analysis.report import write_report
+from focusft.analysis.report.comparison import compare_suites
 from focusft.analysis.report.reading import read_runs
 from focusft.analysis.report.redaction import HIDDEN, redact
 from focusft.cli import main
@@ -25,7 +26,7 @@ def labels(runs):
 
 
 def test_results_are_told_apart_by_content(tmp_path):
-    focusft, sft = report_runs.comparison(tmp_path / "runs")
+    focusft, sft = report_runs.full_comparison(tmp_path / "runs")
     demo = report_runs.demo(tmp_path / "demo")
     benchmarks = report_runs.benchmarks(tmp_path / "benchmarks")
     found = labels(read_runs([focusft, sft, demo, *benchmarks]))
@@ -37,7 +38,7 @@ def test_results_are_told_apart_by_content(tmp_path):
 
 
 def test_one_folder_may_hold_several_runs(tmp_path):
-    report_runs.comparison(tmp_path / "runs")
+    report_runs.comparison(tmp_path / "runs", samples=1)
     together = labels(read_runs([tmp_path / "runs"]))
     assert sorted(together) == sorted(
         labels(read_runs([tmp_path / "runs" / "focusft", tmp_path / "runs" / "sft"]))
@@ -62,6 +63,40 @@ def test_a_measurement_of_the_model_before_training_is_no_result_of_the_method(t
     found = labels(read_runs([run]))
     assert ("probe", "run, before training", "untrained") in found
     assert ("probe", "run", "FocuSFT") in found
+
+
+def test_evaluations_of_one_run_at_several_lengths_count_as_one_run(tmp_path):
+    runs = []
+    for method in ("focusft", "sft"):
+        runs.append(report_runs.training(tmp_path / method, method))
+        for length in (1024, 2048):
+            folder = runs[-1] / f"b{length}"
+            report_runs.suite(folder, "babilong", str(runs[-1]), 0.5, lengths=(length,), samples=3)
+    found = read_runs(runs)
+    assert ("babilong", "focusft/b1024", "FocuSFT") in labels(found)
+    (comparison,) = compare_suites(found)
+    assert comparison.overall.runs == (1, 1)
+    assert comparison.overall.questions == 2 * 5 * 3
+    assert list(comparison.lengths) == ["1024", "2048"]
+
+
+def test_other_ways_to_use_a_model_decide_nothing(tmp_path):
+    focusft, sft = report_runs.comparison(tmp_path, samples=2)
+    ordinary = compare_suites(read_runs([focusft, sft]))
+    prefilled = report_runs.suite(focusft / "prefill", "babilong", str(focusft), 0.99, samples=2)
+    content = json.loads((prefilled / "results.json").read_text())
+    content["generator"]["prefill"] = "bidirectional"
+    (prefilled / "results.json").write_text(json.dumps(content))
+    earlier = focusft / "checkpoint-5"
+    earlier.mkdir()
+    report_runs.suite(focusft / "earlier", "babilong", str(earlier), 0.99, samples=2)
+    found = read_runs([focusft, sft])
+    assert {result.aside for result in found.results} == {
+        "", "bidirectional prefill", "checkpoint-5"
+    }  # fmt: skip
+    assert compare_suites(found) == ordinary
+    html = page_without_plotly(write_report([focusft, sft], tmp_path / "report.html"))
+    assert "not in the verdict: focusft/earlier (checkpoint-5)" in html
 
 
 def test_a_probe_of_two_models_is_two_results(tmp_path):
@@ -111,7 +146,8 @@ def test_redaction_keeps_what_is_no_secret():
 
 
 def test_the_page_holds_everything_and_loads_nothing(tmp_path):
-    report = write_report(report_runs.comparison(tmp_path), tmp_path / "deep" / "report.html")
+    runs = report_runs.comparison(tmp_path, samples=2)
+    report = write_report(runs, tmp_path / "deep" / "report.html")
     html = report.path.read_text(encoding="utf-8")
     assert html.count("plotly.js v") == 1
     own = unescape(page_without_plotly(report))
@@ -121,9 +157,7 @@ def test_the_page_holds_everything_and_loads_nothing(tmp_path):
 
 
 def test_the_same_runs_give_the_same_bytes(tmp_path):
-    runs = [report_runs.training(tmp_path / method, method) for method in ("focusft", "sft")]
-    for run in runs:
-        report_runs.suite(run / "b", "babilong", str(run), 0.5, samples=4)
+    runs = report_runs.comparison(tmp_path, samples=4)
     pages = [write_report(runs, tmp_path / name).path.read_bytes() for name in ("a", "b")]
     assert pages[0] == pages[1]
 
@@ -137,8 +171,10 @@ def test_what_is_missing_is_listed_with_its_command(tmp_path):
 
 
 def test_questions_under_a_licence_are_not_shown(tmp_path):
-    runs = report_runs.comparison(tmp_path)
-    html = page_without_plotly(write_report(runs, tmp_path / "report.html"))
+    run = report_runs.training(tmp_path / "run")
+    report_runs.agent(run / "agent", str(run), 0.5)
+    html = page_without_plotly(write_report([run], tmp_path / "report.html"))
+    assert "Tool use" in html
     assert "a question under a licence" not in html
 
 

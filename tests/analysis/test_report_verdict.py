@@ -161,7 +161,7 @@ def test_the_demo_says_what_it_does_not_show(tmp_path):
 
 
 def test_claims_stand_beside_what_was_measured(tmp_path):
-    runs = read_runs(report_runs.comparison(tmp_path, skills=(0.8, 0.4)))
+    runs = read_runs(report_runs.full_comparison(tmp_path, skills=(0.8, 0.4)))
     claims = check_claims(runs, compare_suites(runs))
     assert len(claims) == 5
     babilong, _, agent, sink, engagement = claims

@@ -158,7 +158,8 @@ def _scores(result: Result) -> Chart:
         ],
         most=1,
     )
-    return Chart(f"{result.label} ({result.method})", drawn, "Score in percent.")
+    about = ", ".join(filter(None, [result.method, result.aside]))
+    return Chart(f"{result.label} ({about})", drawn, "Score in percent.")
 
 
 def _cell_hover(task: str, length: str, figures: dict[str, Any] | None) -> str:

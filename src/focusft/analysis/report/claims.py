@@ -13,6 +13,7 @@ from focusft.analysis.report.numbers import (
     TIMES,
     difference_interval,
     length_name,
+    over,
     percent,
     points,
     times,
@@ -87,7 +88,9 @@ def check_claims(runs: Runs, comparisons: Sequence[SuiteComparison]) -> list[Cla
         Claim(
             "Wastes less attention on the first token while training (sink mass)",
             f"529{TIMES} lower",
-            _ratios(runs, "sink_mass", 529, lambda causal, bidirectional: causal / bidirectional),
+            _ratios(
+                runs, "sink_mass", 529, lambda causal, bidirectional: over(causal, bidirectional)
+            ),
             "focusft probe RUN --data val.jsonl --out RUN/probe",
             on_both=False,
         ),
@@ -95,7 +98,10 @@ def check_claims(runs: Runs, comparisons: Sequence[SuiteComparison]) -> list[Cla
             "Pays more attention to the content of the context (context engagement)",
             f"3{TIMES} higher",
             _ratios(
-                runs, "context_engagement", 3, lambda causal, bidirectional: bidirectional / causal
+                runs,
+                "context_engagement",
+                3,
+                lambda causal, bidirectional: over(bidirectional, causal),
             ),
             "focusft probe RUN --data val.jsonl --out RUN/probe",
             on_both=False,
@@ -159,6 +165,8 @@ def _ratios(
         shift = model.figures[figure]
         value = ratio(shift.causal, shift.bidirectional)
         basis = f"{model.examples:,} conversations" if model.examples else ""
+        if shift.median is not None:
+            basis = f"median {times(shift.median)}, {basis}"
         if shift.low is not None and shift.high is not None:
             basis = f"95% interval {times(shift.low)} to {times(shift.high)}, {basis}"
         rows.append(

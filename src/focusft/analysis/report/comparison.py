@@ -27,8 +27,6 @@ class SuiteComparison:
         overall: Over all tasks and lengths.
         cells: For each task and length; empty for a benchmark without them.
         lengths: For each length over all tasks.
-        focusft: Labels of the runs that were compared.
-        sft: Labels of the runs that they were compared with.
         paired: Whether the answers to single questions were there to compare.
     """
 
@@ -37,8 +35,6 @@ class SuiteComparison:
     overall: Difference
     cells: dict[tuple[str, str], Difference]
     lengths: dict[str, Difference]
-    focusft: tuple[str, ...]
-    sft: tuple[str, ...]
     paired: bool
 
 
@@ -49,17 +45,14 @@ def compare_suites(runs: Runs) -> list[SuiteComparison]:
 
 
 def _compare(results: list[Result], suite: Kind, title: str) -> SuiteComparison | None:
+    results = [result for result in results if not result.aside]
     if suite == "agent":
         results = [result for result in results if "tools" in result.content["modes"]]
-    focusft = [result for result in results if result.method == "FocuSFT"]
-    sft = [result for result in results if result.method == "SFT"]
+    paired = all(result.items for result in results)
+    focusft, sft = (_by_run(results, method, paired) for method in ("FocuSFT", "SFT"))
     if not focusft or not sft:
         return None
-    paired = all(result.items for result in (*focusft, *sft))
-    first, second = (
-        [_scores(result) if paired else _cell_scores(result) for result in group]
-        for group in (focusft, sft)
-    )
+    first, second = list(focusft.values()), list(sft.values())
 
     def compare(keep: Callable[[Question], bool]) -> Difference | None:
         found = difference(only(first, keep), only(second, keep))
@@ -79,10 +72,18 @@ def _compare(results: list[Result], suite: Kind, title: str) -> SuiteComparison 
         overall,
         {cell: found for cell, found in by_cell.items() if found},
         {length: found for length, found in by_length.items() if found},
-        tuple(result.label for result in focusft),
-        tuple(result.label for result in sft),
         paired,
     )
+
+
+def _by_run(results: list[Result], method: str, paired: bool) -> dict[str, Scores]:
+    """The scores of each run of a method, from all its evaluations, such as several lengths."""
+    runs: dict[str, dict[Question, float]] = {}
+    for result in results:
+        if result.method == method:
+            scores = _scores(result) if paired else _cell_scores(result)
+            runs.setdefault(result.run, {}).update(scores)
+    return dict(runs)
 
 
 def _scores(result: Result) -> Scores:

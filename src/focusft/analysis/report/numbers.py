@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 MINUS = "\N{MINUS SIGN}"
@@ -18,8 +19,15 @@ def points(difference: float, digits: int = 1) -> str:
     return f"{100 * difference:+.{digits}f}".replace("-", MINUS)
 
 
+def over(above: float, below: float) -> float:
+    """A ratio; to nothing it is infinite."""
+    return above / below if below else math.inf
+
+
 def times(ratio: float) -> str:
     """54.03 -> 54 times; two digits at least."""
+    if math.isinf(ratio):
+        return f"\N{INFINITY}{TIMES}"
     return (f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2g}") + TIMES
 
 

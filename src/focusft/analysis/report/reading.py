@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +36,9 @@ class Result:
     Attributes:
         kind: What made it.
         label: Short name, unique among the results of its kind.
+        run: Name of the run that it belongs to.
         method: How the model that it is about was trained.
+        aside: Why it is shown but decides nothing, such as "bidirectional prefill"; mostly empty.
         content: The file's content without secrets.
         items: Single answers of an evaluation, where their file lies beside it; prompts are cut to
             their end, and `content` is a hash of the whole question.
@@ -44,12 +46,14 @@ class Result:
 
     kind: Kind
     label: str
+    run: str
     method: Method
+    aside: str
     content: dict[str, Any]
     items: tuple[dict[str, Any], ...]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Runs:
     """Everything that was read.
 
@@ -58,8 +62,8 @@ class Runs:
         unknown: Results files of a kind that the report has no view for.
     """
 
-    results: list[Result] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
+    results: list[Result]
+    unknown: list[str]
 
     def of(self, *kinds: Kind) -> list[Result]:
         """The results of some kinds."""
@@ -87,8 +91,46 @@ def read_runs(paths: Sequence[Path]) -> Runs:
         ConfigError: A path is missing, is there twice, or holds no results.
         DataError: A results file cannot be read.
     """
-    runs = Runs()
-    found: list[tuple[Path, Path, dict[str, Any]]] = []
+    found = _find(paths)
+    trainings = {
+        file.parent.resolve(): content
+        for file, _, content in found
+        if kind_of(content) == "training"
+    }
+    unknown, files = [], []
+    for path, folder, content in found:
+        kind = kind_of(content)
+        if kind is None:
+            unknown.append(redact_text(str(path)))
+            continue
+        for part in _models(content) if kind == "probe" else [content]:
+            owner = _training_of_model(part, trainings) if kind in ABOUT_MODELS else None
+            owner = owner or _nearest(path.parent.resolve(), trainings) or folder.resolve()
+            files.append(_File(path, kind, part, owner))
+    if not files:
+        raise ConfigError(
+            f"{', '.join(unknown)}: none is of a kind that the report knows; give runs of "
+            "'focusft train', 'demo', 'eval' or 'probe'"
+        )
+    names = _short_names(list(dict.fromkeys(file.owner for file in files)))
+    results = [
+        Result(
+            file.kind,
+            redact_text(_label(file, files, names, trainings)),
+            redact_text(names[file.owner]),
+            _method(file, trainings),
+            redact_text(_aside(file)),
+            redact(file.content),
+            tuple(map(redact, _answers(file))),
+        )
+        for file in files
+    ]
+    return Runs(results, unknown)
+
+
+def _find(paths: Sequence[Path]) -> list[tuple[Path, Path, dict[str, Any]]]:
+    """Each results file, the RUN that it was found in, and its content."""
+    found = []
     for path in paths:
         if not path.exists():
             raise ConfigError(f"{path}: no such file or folder; give the folder of a run")
@@ -102,42 +144,7 @@ def read_runs(paths: Sequence[Path]) -> Runs:
             )
         folder = path if path.is_dir() else _folder_of(path)
         found += [(file, folder, _read_json(file)) for file in files]
-    trainings = {
-        file.parent.resolve(): content
-        for file, _, content in found
-        if kind_of(content) == "training"
-    }
-    files = []
-    for file, folder, content in found:
-        kind = kind_of(content)
-        if kind is None:
-            runs.unknown.append(redact_text(str(file)))
-            continue
-        for part in _models(content) if kind == "probe" else [content]:
-            owner = _training_of_model(part, trainings) if kind in ABOUT_MODELS else None
-            owner = owner or _nearest(file.parent.resolve(), trainings) or folder.resolve()
-            files.append(_File(file, kind, part, owner))
-    names = _short_names(list(dict.fromkeys(file.owner for file in files)))
-    for file in files:
-        method = _method(file, trainings)
-        label = _label(file, files, names, trainings)
-        if method == "untrained" and file.owner in trainings:
-            label += ", before training"
-        runs.results.append(
-            Result(
-                file.kind,
-                redact_text(label),
-                method,
-                redact(file.content),
-                tuple(map(redact, _answers(file))),
-            )
-        )
-    if not runs.results:
-        raise ConfigError(
-            f"{', '.join(runs.unknown)}: none is of a kind that the report knows; give runs of "
-            "'focusft train', 'demo', 'eval' or 'probe'"
-        )
-    return runs
+    return found
 
 
 def kind_of(content: Any) -> Kind | None:
@@ -268,6 +275,16 @@ def _method(file: _File, trainings: Mapping[Path, dict[str, Any]]) -> Method:
     return trained_how(owner["config"]) if owner else "unknown"
 
 
+def _aside(file: _File) -> str:
+    """What keeps a result from being that of the run's final model in ordinary use."""
+    if file.content.get("generator", {}).get("prefill", "causal") != "causal":
+        return "bidirectional prefill"
+    model = Path(model_of(file.content) or "").resolve()
+    if file.kind in ABOUT_MODELS and file.owner in model.parents:
+        return str(model.relative_to(file.owner))
+    return ""
+
+
 def _label(
     file: _File,
     files: Sequence[_File],
@@ -276,15 +293,18 @@ def _label(
 ) -> str:
     """The run's name; with the folder inside the run, or the file, where that is not enough."""
     name = names[file.owner]
+    method = _method(file, trainings)
+    if method == "untrained" and file.owner in trainings:
+        name += ", before training"
     alike = [
-        f
-        for f in files
-        if (f.kind, f.owner, _method(f, trainings))
-        == (file.kind, file.owner, _method(file, trainings))
+        other
+        for other in files
+        if (other.kind, other.owner) == (file.kind, file.owner)
+        and _method(other, trainings) == method
     ]
     if len(alike) == 1:
         return name
-    if len({f.path.parent for f in alike}) < len(alike):
+    if len({other.path.parent for other in alike}) < len(alike):
         return file.path.stem
     parent = file.path.parent.resolve()
     inside = parent.relative_to(file.owner) if parent.is_relative_to(file.owner) else parent.name

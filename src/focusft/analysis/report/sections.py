@@ -28,7 +28,7 @@ from focusft.analysis.report.numbers import percent, plain
 from focusft.analysis.report.reading import Kind, Result, Runs, model_of
 from focusft.analysis.report.shifts import attention_shifts
 from focusft.analysis.report.speed_charts import speed_charts
-from focusft.analysis.report.training_charts import training_charts
+from focusft.analysis.report.training_charts import training_charts, watched_charts
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def make_sections(
         ),
         _ruler(runs, by_suite.get("ruler"), style_of),
         _tool_use(runs, style_of),
-        _attention(runs),
+        _attention(runs, style_of),
         _training(runs, style_of),
         _speed(runs),
         _settings(runs),
@@ -203,7 +203,7 @@ def _suite(
         kind,
         title,
         title.partition(":")[0],
-        [intro, *_stand_ins(results)],
+        [intro, *_stand_ins(results), *_asides(results)],
         charts=suite_charts(results, comparison),
         tables=[_trouble(results)],
         examples=suite_examples(results),
@@ -241,6 +241,12 @@ def _stand_ins(results: Sequence[Result]) -> list[str]:
         f"On built-in texts in place of the published ones: {', '.join(tasks)}. These scores "
         "compare between runs, not with published figures."
     ]
+
+
+def _asides(results: Sequence[Result]) -> list[str]:
+    """A sentence on the results that the verdict leaves out."""
+    asides = [f"{result.label} ({result.aside})" for result in results if result.aside]
+    return [f"Shown, but not in the verdict: {', '.join(asides)}."] if asides else []
 
 
 def _trouble(results: Sequence[Result]) -> Table:
@@ -295,9 +301,10 @@ def _tools(result: Result) -> dict[str, dict[str, float]]:
     return tools
 
 
-def _attention(runs: Runs) -> Section | None:
+def _attention(runs: Runs, style_of: Mapping[str, Style]) -> Section | None:
     shifts = attention_shifts(runs)
-    if not shifts:
+    watched = watched_charts(runs.of("training", "demo"), style_of)
+    if not shifts and not watched:
         return None
     rows = [
         [
@@ -325,10 +332,10 @@ def _attention(runs: Runs) -> Section | None:
         "attention",
         "Attention",
         intro=intro,
-        charts=attention_charts(runs.of("probe")),
-        tables=[
-            Table("Where the answers look", ["", "sink mass", "context engagement"], rows),
-        ],
+        charts=[*attention_charts(runs.of("probe")), *watched],
+        tables=[Table("Where the answers look", ["", "sink mass", "context engagement"], rows)]
+        if rows
+        else [],
         tokens=views,
     )
 

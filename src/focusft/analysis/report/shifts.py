@@ -21,12 +21,14 @@ class Shift:
         low: Lower end of the 95% interval of the larger over the smaller that the paper claims;
             None where it was not measured.
         high: Its upper end.
+        median: Median of the conversations' own ratios; None where it was not measured.
     """
 
     causal: float
     bidirectional: float
     low: float | None = None
     high: float | None = None
+    median: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,4 +74,5 @@ def _probed(content: Mapping[str, Any], name: str) -> Shift:
         content["bidirectional"][name],
         ratios.get(f"{name}_low"),
         ratios.get(f"{name}_high"),
+        ratios.get(f"{name}_median"),
     )

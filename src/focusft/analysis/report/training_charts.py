@@ -13,6 +13,19 @@ from focusft.analysis.report.reading import Result
 LogLine = Mapping[str, Any]
 _PROBE = "probe/"
 _HEIGHT = 280
+_WATCHED = {
+    "sink_mass": ("sink mass", "On held-out conversations, without fast weights."),
+    "context_engagement": (
+        "context engagement",
+        "On held-out conversations, without fast weights.",
+    ),
+    "needle_mass": ("attention on the asked facts", "On held-out conversations."),
+    "entropy": ("entropy", "How widely attention is spread: higher is wider."),
+    "batch_sink_mass": ("sink mass in the batch", "With the mask and fast weights of the step."),
+    "batch_context_mass": ("context mass in the batch", "All of the context but the first token."),
+    "batch_entropy": ("entropy in the batch", "With the mask and fast weights of the step."),
+    "seconds": ("seconds of the probe", "What watching the held-out conversations cost."),
+}
 # Earlier inner steps lighter, the last one dark.
 _STEP_COLOURS = ("#9ecae1", "#4292c6", "#08519c", "#6a51a3", "#3f007d")
 
@@ -57,17 +70,6 @@ def training_charts(results: Sequence[Result], style_of: Mapping[str, Style]) ->
             lambda line: line.get("tokens_per_second"),
         ),
     ]
-    for key in _watched(results):
-        name = key.removeprefix(_PROBE).replace("/", ", ").replace("_", " ")
-        charts.append(
-            _lines(
-                f"Watched while training: {name}",
-                "",
-                results,
-                style_of,
-                lambda line, key=key: line.get(key),  # type: ignore[misc]
-            )
-        )
     return [chart for chart in charts if chart]
 
 
@@ -77,9 +79,44 @@ def _learns_from_responses(result: Result) -> bool:
     return bool(config.get("inner_objective", "response") == "response")
 
 
-def _watched(results: Sequence[Result]) -> list[str]:
-    lines = (line for result in results for line in result.content["log"])
-    return sorted({key for line in lines for key in line if key.startswith(_PROBE)})
+def watched_charts(results: Sequence[Result], style_of: Mapping[str, Style]) -> list[Chart]:
+    """Attention while training: a chart of each figure, a line for each run and mask."""
+    lines = [line for result in results for line in result.content["log"]]
+    keys = sorted({key for line in lines for key in line if key.startswith(_PROBE)})
+    charts = []
+    for figure in dict.fromkeys(_figure_and_mask(key)[0] for key in keys):
+        drawn = go.Figure()
+        for key in (key for key in keys if _figure_and_mask(key)[0] == figure):
+            mask = _figure_and_mask(key)[1]
+            for result in results:
+                style = style_of[result.label]
+                _add_line(
+                    drawn,
+                    result,
+                    ", ".join(filter(None, [style.label, mask])),
+                    style.colour,
+                    "dot" if mask == "causal" else style.dash,
+                    lambda line, key=key: line.get(key),  # type: ignore[misc]
+                )
+        drawn.update_yaxes(rangemode="tozero")
+        title, note = _WATCHED.get(figure, (figure.replace("_", " "), ""))
+        charts.append(
+            Chart(
+                f"While training: {title}",
+                _by_step(drawn, is_legend_shown=True, height=_HEIGHT + 60),
+                note,
+            )
+        )
+    return charts
+
+
+def _figure_and_mask(key: str) -> tuple[str, str]:
+    """probe/sink_mass_causal -> sink_mass, causal."""
+    name = key.removeprefix(_PROBE)
+    for mask in ("bidirectional", "causal"):
+        if name.endswith(f"_{mask}"):
+            return name.removesuffix(f"_{mask}"), mask
+    return name, ""
 
 
 def _lines(
@@ -153,6 +190,6 @@ def _add_line(
         )
 
 
-def _by_step(figure: go.Figure, *, is_legend_shown: bool) -> go.Figure:
+def _by_step(figure: go.Figure, *, is_legend_shown: bool, height: int = _HEIGHT) -> go.Figure:
     figure.update_xaxes(title_text="training step", rangemode="tozero")
-    return layout(figure, height=_HEIGHT, showlegend=is_legend_shown, hovermode="x unified")
+    return layout(figure, height=height, showlegend=is_legend_shown, hovermode="x unified")

@@ -9,6 +9,7 @@ from focusft.analysis.report.comparison import SuiteComparison
 from focusft.analysis.report.numbers import (
     difference_interval,
     interval,
+    over,
     percent,
     points,
     sentence_case,
@@ -196,11 +197,12 @@ def _attention(runs: Runs) -> list[str]:
         return []
     shift = shifts[0]
     sink, engagement = shift.figures["sink_mass"], shift.figures["context_engagement"]
+    less = times(over(sink.causal, sink.bidirectional))
     return [
         f"Attention ({shift.label}): where SFT's mask spends {percent(sink.causal, 0)} of the "
-        f"answers' attention on the very first token, which says nothing, FocuSFT's mask spends "
-        f"{percent(sink.bidirectional, 2)} ({times(sink.causal / sink.bidirectional)} less), and "
-        f"the share for the content of the context goes from {percent(engagement.causal, 0)} to "
+        "answers' attention on the very first token, which says nothing, FocuSFT's mask spends "
+        f"{percent(sink.bidirectional, 2)} ({less} less), and the share for the content of the "
+        f"context goes from {percent(engagement.causal, 0)} to "
         f"{percent(engagement.bidirectional, 0)}. This is the paper's explanation; the report "
         "shows the shift, not that it causes the scores."
     ]
