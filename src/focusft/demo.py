@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from focusft.analysis.dilution import measure_dilution
+from focusft.analysis.report import write_report
 from focusft.data import ConversationCollator, prepare_dataset
 from focusft.data.marked import read_marked
 from focusft.data.synthetic import LOCATIONS, Split, make_conversations
@@ -69,7 +70,7 @@ def run_demo(
     """Train on generated conversations and compare the model before and after.
 
     Args:
-        out: Folder for the data, the trained model and `results.json`.
+        out: Folder for the data, the trained model, `results.json` and `report.html`.
         model_name: As in `load_model`.
         settings: Sizes and step sizes.
         console: Where the table goes.
@@ -143,12 +144,18 @@ def run_demo(
         "model": model_name,
         "settings": asdict(settings),
         "data": report.to_dict(),
+        "questions": [
+            {"question": row["meta"]["question"], "answer": row["meta"]["answer"]}
+            for row in held_out
+        ],
         "log": trainer.state.log_history,
         "versions": versions(),
     }
     write_json(out / "results.json", results)
     print_summary(results, console)
+    page = write_report([out / "results.json"], out / "report.html")
     console.print(f"results: {out / 'results.json'}\ntrained model: {model_folder}")
+    console.print(f"report: {page.path} (open it in a browser)", soft_wrap=True)
     console.print(f"talk to it: [bold]focusft chat {model_folder}[/bold]", soft_wrap=True)
     return results
 
@@ -248,6 +255,7 @@ def _measure(
         "sink_mass_bidirectional": bidirectional.sink_mass,
         "context_engagement_bidirectional": bidirectional.context_engagement,
         "answers": answers,
+        "right": right,
     }
 
 
