@@ -100,6 +100,15 @@ def test_a_call_is_made_and_answered():
     assert ASK == [{"role": "user", "content": "How much is 6 * 7?"}]
 
 
+def test_thinking_is_kept_where_templates_look_for_it():
+    thoughts = iter(["first", "second", "third"])
+    texts = iter([written("1"), "<tool_call>{broken</tool_call>", "done"])
+    backend = Scripted(lambda messages: Reply(next(texts), 5, thinking=next(thoughts)))
+    result = episode(backend)
+    said = [m for m in result.messages if m["role"] == "assistant"]
+    assert [m["reasoning_content"] for m in said] == ["first", "second", "third"]
+
+
 def test_several_calls_are_made_in_order():
     result = episode(replying(written("1") + written("fail") + written("3"), "done"))
     assert [m["content"] for m in result.messages if m["role"] == "tool"] == [

@@ -220,7 +220,7 @@ def test_options_that_cannot_be_used(task_files, tokenizer_folder, metadata, opt
 def test_another_chat_template_than_the_measured_one(task_files, tokenizer_folder):
     tokenizer = tiny_tokenizer("{{ messages[0]['content'] }}\nAnswer now: ")
     metadata = {"tokenizer": tokenizer_folder, "samples": 1}
-    with pytest.raises(ConfigError, match="with the model's chat template"):
+    with pytest.raises(ConfigError, match="gives another prompt"):
         run(
             Scripted(tokenizer),
             ["focusft_babilong_qa1_2048"],

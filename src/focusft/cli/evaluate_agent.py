@@ -59,6 +59,7 @@ def run_agent(
     from focusft.evaluation.agent import Budget, code_interpreter
     from focusft.evaluation.agent_backend import GeneratorBackend
     from focusft.evaluation.agent_run import Mode, results_table, run_agent_suite
+    from focusft.evaluation.answers import thinking_room
     from focusft.evaluation.generation import LocalGenerator
     from focusft.evaluation.questions import load_questions, select_questions
     from focusft.training.provenance import versions
@@ -87,6 +88,8 @@ def run_agent(
     if context_tokens is None and isinstance(generator, LocalGenerator):
         config = generator.model.config.get_text_config(decoder=True)
         context_tokens = config.to_dict().get("max_position_embeddings")
+    if context_tokens is not None:
+        context_tokens -= thinking_room(tokenizer, options.thinking_budget)
     left_out = {*_NOT_OURS, *_CORPORA}
     results = run_agent_suite(
         questions,

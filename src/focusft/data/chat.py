@@ -6,6 +6,7 @@ them by character offsets, so the ids are what the model sees at inference, toke
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,6 +50,7 @@ class Encoded:
         rewritten: Assistant messages whose text the template did not show in full, for instance
             the thinking of earlier turns.
         tools_as_text: The chat template knows no tools, so they were written into the messages.
+        needles: Tokens [start, stop) of the marked facts, see `check_row`.
     """
 
     input_ids: list[int]
@@ -57,6 +59,7 @@ class Encoded:
     context: tuple[ContextSpan, ...]
     rewritten: int = 0
     tools_as_text: bool = False
+    needles: tuple[tuple[int, int], ...] = ()
 
     def example(self) -> dict[str, list[int]]:
         """The three lists that training needs."""
@@ -130,7 +133,8 @@ def encode_row(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> Encod
     """Tokenise a row as `check_row` returns it."""
     options = {"tools": row["tools"], "template_kwargs": row["template_kwargs"]}
     if "messages" in row:
-        return encode_conversation(tokenizer, row["messages"], **options)
+        needle_spans = row.get("needle_spans", ())
+        return encode_conversation(tokenizer, row["messages"], needle_spans=needle_spans, **options)
     return encode_prompt_completion(tokenizer, row["prompt"], row["completion"], **options)
 
 
@@ -140,8 +144,12 @@ def encode_conversation(
     *,
     tools: list[dict[str, Any]] | None = None,
     template_kwargs: dict[str, Any] | None = None,
+    needle_spans: Sequence[Sequence[int]] = (),
 ) -> Encoded:
-    """Like `tokenise_conversation`, with the place of the context messages."""
+    """Like `tokenise_conversation`, with the place of the context messages.
+
+    `needle_spans` are characters [start, end) of the first user message.
+    """
     checked = check_messages(messages)
     messages, tools = with_tools(tokenizer, checked, check_tools(tools))
     template = ChatTemplate(tokenizer, tools, check_template_kwargs(template_kwargs or {}))
@@ -165,7 +173,37 @@ def encode_conversation(
         tuple(context),
         rewritten,
         tools_as_text=messages is not checked,
+        needles=_needle_tokens(needle_spans, text, turns, messages, starts),
     )
+
+
+def _needle_tokens(
+    spans: Sequence[Sequence[int]],
+    text: str,
+    turns: list[Turn],
+    messages: list[Message],
+    starts: np.ndarray,
+) -> tuple[tuple[int, int], ...]:
+    """Tokens that hold a character of a span of the first user message."""
+    if not spans:
+        return ()
+    user = next(i for i, message in enumerate(messages) if message["role"] == "user")
+    written = messages[user]["content"]
+    shown = next(turn.content for turn in turns if turn.message == user)
+    assert shown is not None
+    # What is shown begins at the first character that is no white space.
+    offset = shown[0] - (len(written) - len(written.lstrip()))
+    found = []
+    for start, end in spans:
+        first, last = offset + start, offset + end
+        if text[first:last] != written[start:end]:
+            raise DataError(
+                f"'meta.needle_spans' [{start}, {end}] is not to be found in the chat text of "
+                f"message {user + 1}; correct the span or leave needle_spans out"
+            )
+        token = int(np.searchsorted(starts, first, side="right")) - 1
+        found.append((token, int(np.searchsorted(starts, last))))
+    return tuple(found)
 
 
 def encode_prompt_completion(

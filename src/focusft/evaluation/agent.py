@@ -39,11 +39,13 @@ class Reply:
         text: Its text, calls included, with or without special tokens.
         tokens: Number of tokens it generated.
         truncated: It stopped because it had no tokens left.
+        thinking: What it thought before the text, where the backend keeps that apart.
     """
 
     text: str
     tokens: int
     truncated: bool = False
+    thinking: str = ""
 
 
 class Backend(Protocol):
@@ -256,10 +258,12 @@ def _take_turn(
     error_role: str,
 ) -> None:
     """Add the reply to the episode, make its calls, and say whether that was the end."""
+    # Under this name chat templates of thinking models look for it.
+    thoughts = {"reasoning_content": reply.thinking} if reply.thinking else {}
     parsed = parse_tool_calls(reply.text, [tool.schema for tool in tools])
     if not tools or reply.truncated or not parsed.calls:
         # A call in a reply that was cut off is not made: it may be cut off itself.
-        episode.messages.append({"role": "assistant", "content": reply.text})
+        episode.messages.append({"role": "assistant", "content": reply.text, **thoughts})
         episode.ended = "tokens" if reply.truncated else "answer"
         return
     calls = list(parsed.calls[: budget.calls_per_turn])
@@ -273,7 +277,7 @@ def _take_turn(
             episode.ended = "time"
             break
         answers.append(_make(call, tools, episode))
-    _add_turn(episode, reply.text, parsed.content, calls, answers, error_role)
+    _add_turn(episode, reply.text, parsed.content, thoughts, calls, answers, error_role)
     if not episode.ended and episode.turns >= budget.turns:
         episode.ended = "turns"
     elif not episode.ended and episode.tokens >= budget.tokens:
@@ -294,6 +298,7 @@ def _add_turn(
     episode: Episode,
     text: str,
     content: str,
+    thoughts: dict[str, str],
     calls: Sequence[ToolCall | BrokenCall],
     answers: Sequence[str],
     error_role: str,
@@ -301,7 +306,7 @@ def _add_turn(
     good = [call for call in calls if isinstance(call, ToolCall)]
     if len(good) < len(calls):
         # A template cannot render a broken call, so the turn stands as the model wrote it.
-        episode.messages.append({"role": "assistant", "content": text})
+        episode.messages.append({"role": "assistant", "content": text, **thoughts})
         if error_role == "user":
             answers = ["\n".join(answers)]
         episode.messages += [{"role": error_role, "content": answer} for answer in answers]
@@ -313,11 +318,12 @@ def _add_turn(
         {"id": id_, "type": "function", "function": function}
         for id_, function in zip(ids, functions, strict=True)
     ]
-    episode.messages.append({"role": "assistant", "content": content, "tool_calls": made})
+    message = {"role": "assistant", "content": content, **thoughts, "tool_calls": made}
+    episode.messages.append(message)
     # After the time is up, fewer answers than calls.
     for id_, call, answer in zip(ids, good, answers, strict=False):
-        message = {"role": "tool", "name": call.name, "tool_call_id": id_, "content": answer}
-        episode.messages.append(message)
+        result = {"role": "tool", "name": call.name, "tool_call_id": id_, "content": answer}
+        episode.messages.append(result)
 
 
 def evaluate(

@@ -76,7 +76,9 @@ class GeneratorBackend:
             return replies
         indices = list(prompts)
         for place, answer in self.generator.complete(list(prompts.values())):
-            replies[indices[place]] = Reply(answer.text, answer.tokens, answer.truncated)
+            replies[indices[place]] = Reply(
+                answer.text, answer.tokens, answer.truncated, answer.thinking
+            )
         return replies
 
     def error_role(self, tools: list[dict[str, Any]]) -> str:

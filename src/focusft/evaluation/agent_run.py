@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,7 +93,7 @@ def run_agent_suite(
             answers = evaluate(
                 questions,
                 backend,
-                prompt=lambda question, mode=mode: ask(question, with_tools=mode == "tools"),
+                prompt=partial(ask, with_tools=mode == "tools"),
                 samples=samples,
                 done={(question, sample) for m, question, sample in records if m == mode},
                 tools=tools,
@@ -162,7 +163,9 @@ def _figures(
         "modes": {mode: summarise(answers, _ks(samples)) for mode, answers in by_mode.items()},
     }
     if len(modes) == 2:
-        figures["difference"] = {rule: _difference(by_mode, rule) for rule in _RULES}
+        figures["difference"] = {
+            rule: _difference(by_mode["tools"], by_mode["no_tools"], rule) for rule in _RULES
+        }
     return figures
 
 
@@ -181,11 +184,13 @@ def _cell(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return cell
 
 
-def _difference(by_mode: Mapping[str, Sequence[dict[str, Any]]], rule: str) -> dict[str, Any]:
+def _difference(
+    with_tool: Sequence[dict[str, Any]], without: Sequence[dict[str, Any]], rule: str
+) -> dict[str, Any]:
     """pass@1 with the tool minus pass@1 without, question by question."""
     means = [
         {question: sum(right) / len(right) for question, right in _right(answers, rule).items()}
-        for answers in (by_mode["tools"], by_mode["no_tools"])
+        for answers in (with_tool, without)
     ]
     differences = [means[0][question] - means[1][question] for question in means[0]]
     low, high = bootstrap_interval([differences])

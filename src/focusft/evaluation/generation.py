@@ -411,9 +411,18 @@ def _make_bidirectional(model: PreTrainedModel) -> None:
             f"{type(model).__name__} has layers without full attention (sliding window, chunked "
             "or linear), where a bidirectional prefill is not defined; use --prefill causal"
         )
-    if model.config._attn_implementation not in (SEGMENTS, FLEX):
+    before = model.config._attn_implementation
+    if before not in (SEGMENTS, FLEX):
         install_backend(model, "auto")
-    check_masking(model, "bidirectional")
+    try:
+        check_masking(model, "bidirectional")
+    except RuntimeError as error:
+        # The placeholder of the mask fits no attention but ours.
+        model.set_attn_implementation(before)
+        raise UnsupportedModelError(
+            f"{type(model).__name__} keeps keyword arguments from its attention, so the mask "
+            "cannot reach it; use --prefill causal"
+        ) from error
 
 
 def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
