@@ -42,6 +42,7 @@ class _Boundary:
 
     rng: dict[str, Any]
     loss_since_log: Tensor
+    counts: dict[str, int]
 
 
 class ResumableTrainer(Trainer):
@@ -99,19 +100,25 @@ class ResumableTrainer(Trainer):
 
     def progress(self) -> dict[str, Any]:
         """What a resumed run needs beyond the state of transformers, ready for JSON."""
-        loss = self._tr_loss
+        loss, counts = self._tr_loss, self.counts()
         if self._is_mid_step and self._boundary is not None:
-            loss = self._boundary.loss_since_log
+            loss, counts = self._boundary.loss_since_log, self._boundary.counts
         return {
             "loss_since_log": nested_gather(loss, self.args.parallel_mode).mean().item(),
             "last_logged_step": self._globalstep_last_logged,
+            "counts": counts,
             "data": self._data_cursor(),
         }
+
+    def counts(self) -> dict[str, int]:
+        """Attributes of the trainer that count over the whole run, by name."""
+        return {}
 
     def restore_progress(self, progress: dict[str, Any]) -> None:
         """Take up what `progress` wrote."""
         self._tr_loss.fill_(progress["loss_since_log"])
         self._globalstep_last_logged = progress["last_logged_step"]
+        vars(self).update(progress["counts"])
 
     @property
     def _is_mid_step(self) -> bool:
@@ -154,7 +161,7 @@ class ResumableTrainer(Trainer):
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         super()._maybe_log_save_evaluate(*args, **kwargs)
         if not self.control.should_training_stop:
-            self._boundary = _Boundary(_rng_state(), self._tr_loss.clone())
+            self._boundary = _Boundary(_rng_state(), self._tr_loss.clone(), self.counts())
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or super()._get_output_dir(trial))

@@ -190,19 +190,12 @@ class FocuSFTTrainer(ResumableTrainer):
             stop_on_non_finite(self, "gradient norm", float(norm))
         return norm
 
-    def progress(self) -> dict[str, Any]:
-        """As in the base class, with the counts of the inner steps."""
-        counts = {
+    def counts(self) -> dict[str, int]:
+        """Inner steps that were watched and raised so far."""
+        return {
             "inner_steps_watched": self.inner_steps_watched,
             "inner_steps_raised": self.inner_steps_raised,
         }
-        return super().progress() | counts
-
-    def restore_progress(self, progress: dict[str, Any]) -> None:
-        """Take up what `progress` wrote."""
-        super().restore_progress(progress)
-        self.inner_steps_watched = progress["inner_steps_watched"]
-        self.inner_steps_raised = progress["inner_steps_raised"]
 
     def _keep_trace(self, trace: InnerTrace | None) -> None:
         if trace is None:
