@@ -34,7 +34,8 @@ TRAINERS = {
 }
 # Trainers that step in turn; each group fits into 24 GB at 2,048 tokens.
 GROUPS = (
-    ("ours", "k0", "sft", "trl_sft"),
+    ("ours", "k0", "sft"),
+    ("ours", "sft", "trl_sft"),
     ("ours_kept", "published"),
     ("ours", "ours_checkpointed", "published_checkpointed"),
 )

@@ -11,9 +11,11 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.evaluation_tables import evaluation_page
 from focusft.demo import print_summary
 
 RESULTS = Path("benchmarks/results")
+EVALUATIONS = RESULTS / "eval"
 DOCS = Path("docs")
 
 STEPS = {
@@ -43,7 +45,7 @@ PAIRS = (
 
 
 def main() -> None:
-    """Write docs/demo.svg and docs/performance.md."""
+    """Write docs/demo.svg, docs/performance.md and docs/results.md with its pictures."""
     console = Console(record=True, width=90)
     print_summary(_load("demo_smollm2"), console)
     (DOCS / "demo.svg").write_text(
@@ -71,6 +73,12 @@ def main() -> None:
         else:
             print(f"no {RESULTS / name}.json yet: its section is left out")
     (DOCS / "performance.md").write_text("\n".join(lines), encoding="utf-8")
+    runs = {path.stem: json.loads(path.read_text()) for path in sorted(EVALUATIONS.glob("*.json"))}
+    if runs:
+        for name, content in evaluation_page(runs, EVALUATIONS).items():
+            (DOCS / name).write_text(content, encoding="utf-8")
+    else:
+        print(f"no {EVALUATIONS}/*.json yet: {DOCS / 'results.md'} is left out")
 
 
 def _load(name: str) -> dict[str, Any]:

@@ -125,6 +125,7 @@ def _trainer(options: argparse.Namespace, model: Any, rows: list[dict[str, list[
             method="sft" if options.variant == "sft" else "focusft",
             num_inner_steps=config.num_inner_steps,
             inner_lr=config.inner_lr,
+            probe_steps=0,
             selective_checkpointing=options.checkpointing == "selective",
         )
         return FocuSFTTrainer(model=model, args=ours, train_dataset=rows)

@@ -64,6 +64,14 @@ class FocuSFTConfig(TrainingArguments, FocusConfig):
             "inner_order=2 keeps everything."
         },
     )
+    probe_steps: int = field(
+        default=100,
+        metadata={
+            "help": "Measure attention (sink mass, context engagement) before every so many steps "
+            "and at the end: on the first examples of the validation data, and on the batch. "
+            "0 turns it off."
+        },
+    )
     num_train_epochs: float = 5
     per_device_train_batch_size: int = 1
     per_device_eval_batch_size: int = 4
@@ -84,6 +92,8 @@ class FocuSFTConfig(TrainingArguments, FocusConfig):
     def __post_init__(self) -> None:
         if self.method not in ("focusft", "sft"):
             raise ConfigError(f"method: {self.method!r} is not one of focusft, sft")
+        if self.probe_steps < 0:
+            raise ConfigError(f"probe_steps: {self.probe_steps} must be 0 (off) or more")
         FocusConfig.__post_init__(self)
         # torch warns about pinned memory where there is no GPU to copy it to.
         self.dataloader_pin_memory &= torch.cuda.is_available()

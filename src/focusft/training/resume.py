@@ -43,6 +43,7 @@ class _Boundary:
     rng: dict[str, Any]
     loss_since_log: Tensor
     counts: dict[str, int]
+    lines_logged: int
 
 
 class ResumableTrainer(Trainer):
@@ -161,7 +162,9 @@ class ResumableTrainer(Trainer):
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         super()._maybe_log_save_evaluate(*args, **kwargs)
         if not self.control.should_training_stop:
-            self._boundary = _Boundary(_rng_state(), self._tr_loss.clone(), self.counts())
+            self._boundary = _Boundary(
+                _rng_state(), self._tr_loss.clone(), self.counts(), len(self.state.log_history)
+            )
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or super()._get_output_dir(trial))
@@ -171,6 +174,8 @@ class ResumableTrainer(Trainer):
         # without a boundary this is the first step, of the run or after that checkpoint.
         if self._is_mid_step and (self._boundary is None or self._is_saved):
             return
+        if self._is_mid_step and self._boundary is not None:
+            del self.state.log_history[self._boundary.lines_logged :]
         output_dir = Path(super()._get_output_dir(trial))
         staging = output_dir / UNFINISHED
         with storage_errors(output_dir, f"the checkpoint of step {self.state.global_step}"):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from focusft.errors import UserError
+from focusft.method.inner_loop import NonFiniteLossError
 from focusft.training.resume import ResumableTrainer
 
 logger = logging.getLogger(__name__)
@@ -32,14 +35,34 @@ def stop_on_non_finite(trainer: ResumableTrainer, what: str, value: float) -> No
     Raises:
         TrainingStopped: It is not finite.
     """
-    if math.isfinite(value):
-        return
+    if not math.isfinite(value):
+        _save_and_stop(trainer, f"the {what} is {value}")
+
+
+@contextmanager
+def stop_on_non_finite_losses(trainer: ResumableTrainer) -> Iterator[None]:
+    """Save the weights when the inner loop or its loss is not finite.
+
+    Raises:
+        TrainingStopped: Instead of `NonFiniteLossError`.
+    """
+    try:
+        yield
+    except NonFiniteLossError as error:
+        if trainer.args.world_size > 1 or not trainer.is_in_train:
+            raise
+        _save_and_stop(trainer, str(error).partition(";")[0], error)
+
+
+def _save_and_stop(
+    trainer: ResumableTrainer, what: str, cause: BaseException | None = None
+) -> NoReturn:
     checkpoint = trainer.save_step_start()
     where = f"the state before it is {checkpoint}" if checkpoint else "nothing was trained yet"
     raise TrainingStopped(
-        f"step {trainer.state.global_step + 1}: the {what} is {value}; {where}; lower "
-        "learning_rate or inner_lr, or set inner_step=backtracking, and run the command again"
-    )
+        f"step {trainer.state.global_step + 1}: {what}; {where}; lower learning_rate or inner_lr, "
+        "or set inner_step=backtracking, and run the command again"
+    ) from cause
 
 
 class WatchInnerLoss(TrainerCallback):
