@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,11 +13,10 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor, nn
-from transformers import Trainer
 from transformers.trainer_utils import has_length
 
 from focusft.data import ConversationCollator, LengthBucketedSampler
-from focusft.errors import ConfigError, UserError
+from focusft.errors import ConfigError
 from focusft.method.attention import turn_attention
 from focusft.method.config import ContextAttention, ContextBlocks
 from focusft.method.engine import FocusEngine
@@ -28,14 +26,16 @@ from focusft.method.turns import TurnLayout
 from focusft.training.checkpointing import checkpoint_selectively
 from focusft.training.config import FocuSFTConfig
 from focusft.training.live_probe import PROBE_EXAMPLES, LiveProbe
+from focusft.training.resume import ResumableTrainer
+from focusft.training.watchdogs import (
+    WatchInnerLoss,
+    stop_on_non_finite,
+    stop_on_non_finite_losses,
+)
 
 logger = logging.getLogger(__name__)
 
 RESOLVED_CONFIG = "focusft_config.yaml"
-
-
-class TrainingStopped(UserError):
-    """Training cannot go on; the message says why and how to mend it."""
 
 
 @dataclass
@@ -48,7 +48,7 @@ class _Window:
     traces: list[InnerTrace] = field(default_factory=list)
 
 
-class FocuSFTTrainer(Trainer):
+class FocuSFTTrainer(ResumableTrainer):
     """Bilevel SFT (arXiv 2605.09932, algorithm 1) in the trainer of transformers.
 
     Batches hold input_ids, attention_mask and labels, and optionally position_ids and turn_ids;
@@ -95,6 +95,7 @@ class FocuSFTTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         if args.checkpointing == "selective":
             checkpoint_selectively(model)
+        self.add_callback(WatchInnerLoss(self.focus_config.inner_lr))
         self._window = _Window()
         self.inner_steps_watched = 0
         self.inner_steps_raised = 0
@@ -121,7 +122,7 @@ class FocuSFTTrainer(Trainer):
         tokens = inputs["input_ids"].numel() if mask_BS is None else mask_BS.sum().item()
         self._window.tokens += int(tokens)
         self._window.response_tokens += inputs["labels"].ne(-100).sum().item()
-        with self._probed(inputs):
+        with stop_on_non_finite_losses(self), self._probed(inputs):
             if self._is_stock:
                 total, count = response_loss(model, inputs, "causal")
                 normaliser = count if num_items_in_batch is None else num_items_in_batch
@@ -132,11 +133,9 @@ class FocuSFTTrainer(Trainer):
                 outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
                 loss = outputs.loss
                 self._keep_trace(self.engine.trace)
-        if not math.isfinite(loss.item()):
-            raise TrainingStopped(
-                f"step {self.state.global_step}: the loss is {loss.item()}; lower learning_rate "
-                "or inner_lr, or set inner_step=backtracking, and resume from the last checkpoint"
-            )
+        # Several processes stop together, at the norm of the gradients that they share.
+        if self.args.world_size == 1 and self.is_in_train:
+            stop_on_non_finite(self, "loss", loss.item())
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # DDP averages gradients over ranks; the normaliser already counts all of them.
             loss = loss * self.accelerator.num_processes
@@ -223,6 +222,20 @@ class FocuSFTTrainer(Trainer):
         (folder / "training_args.bin").unlink(missing_ok=True)
         options = yaml.safe_dump(self.focusft_args.resolved(), sort_keys=True, allow_unicode=True)
         (folder / RESOLVED_CONFIG).write_text(options, encoding="utf-8")
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        # With fp16 an overflow is part of the search for the loss scale.
+        if self.accelerator.scaler is None:
+            stop_on_non_finite(self, "gradient norm", float(norm))
+        return norm
+
+    def counts(self) -> dict[str, int]:
+        """Inner steps that were watched and raised so far."""
+        return {
+            "inner_steps_watched": self.inner_steps_watched,
+            "inner_steps_raised": self.inner_steps_raised,
+        }
 
     @contextmanager
     def _probed(self, inputs: dict[str, Any]) -> Iterator[None]:
