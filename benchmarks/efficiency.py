@@ -16,8 +16,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import focusft
+from focusft.training.checkpointing import checkpoint_selectively
 from focusft.training.models import load_model
-from focusft.training.plan_report import measured_tflops
+from focusft.training.plan.report import measured_tflops
 from focusft.training.provenance import versions, write_json
 
 
@@ -52,6 +53,7 @@ def efficiency(model_name: str, length: int, response: int) -> dict[str, Any]:
     input_ids = torch.randint(model.config.vocab_size, (1, length), generator=generator)
     labels = input_ids.clone()
     labels[:, :-response] = -100
+    checkpoint_selectively(model)
     engine = focusft.attach(model, focusft.FocusConfig(inner_lr=0.1))
 
     def step() -> float:

@@ -17,7 +17,10 @@ from benchmarks.step import example
 from benchmarks.workers import Worker, WorkerDiedError
 from focusft.training.provenance import versions, write_json
 
-TRAINERS = ("ours", "published")
+TRAINERS = {
+    "ours": ["--variant=ours", "--checkpointing=selective"],
+    "published": ["--variant=published", "--checkpointing=full"],
+}
 
 
 def main() -> None:
@@ -67,7 +70,7 @@ def _step(name: str, length: int, options: argparse.Namespace) -> dict[str, floa
         rows = folder / "rows.json"
         rows.write_text(json.dumps([example(options.model, length, options.response)]))
         arguments = [
-            f"--variant={name}",
+            *TRAINERS[name],
             f"--model={options.model}",
             f"--layers={options.layers}",
             f"--limit_gb={options.limit_gb}",

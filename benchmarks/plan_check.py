@@ -18,19 +18,23 @@ from benchmarks.efficiency import efficiency
 from benchmarks.step import example
 from benchmarks.workers import Worker
 from focusft.method.config import FocusConfig
+from focusft.training.checkpointing import Checkpointing
 from focusft.training.models import meta_model
-from focusft.training.plan import ModelShape, Plan, Setup
+from focusft.training.plan import Plan
+from focusft.training.plan.setup import ModelShape, Setup
 from focusft.training.provenance import versions, write_json
 
 RESPONSE = 64
 # Layers (None: all of them), tokens, checkpointing.
-CASES = (
-    (None, 1024, False),
-    (None, 2048, False),
-    (None, 2048, True),
-    (4, 4096, False),
-    (4, 16384, False),
-    (4, 16384, True),
+CASES: tuple[tuple[int | None, int, Checkpointing], ...] = (
+    (None, 1024, "selective"),
+    (None, 2048, "none"),
+    (None, 2048, "selective"),
+    (None, 2048, "full"),
+    (4, 4096, "selective"),
+    (4, 16384, "none"),
+    (4, 16384, "selective"),
+    (4, 16384, "full"),
 )
 
 
@@ -51,7 +55,7 @@ def main() -> None:
         memory.append(case | {"planned_gb": planned, "measured_gb": measured})
         print(f"{case}: planned {planned:.2f} GB, measured {measured:.2f}", flush=True)
     counted = efficiency(options.model, 1024, RESPONSE)
-    flops = _plan(options.model, None, 1024, False).flops.values()
+    flops = _plan(options.model, None, 1024, "selective").flops.values()
     attention = sum(phase.attention for phase in flops)
     result = {
         "memory": memory,
@@ -73,7 +77,7 @@ def main() -> None:
         write_json(options.json, result)
 
 
-def _plan(name: str, layers: int | None, length: int, checkpointing: bool) -> Plan:
+def _plan(name: str, layers: int | None, length: int, checkpointing: Checkpointing) -> Plan:
     model: Any = meta_model(name)
     if layers is not None:
         config = AutoConfig.for_model(**model.config.to_dict())
@@ -86,14 +90,14 @@ def _plan(name: str, layers: int | None, length: int, checkpointing: bool) -> Pl
     return Plan(ModelShape.of(model, focus), focus, setup)
 
 
-def _measured_gb(name: str, layers: int | None, length: int, checkpointing: bool) -> float:
+def _measured_gb(name: str, layers: int | None, length: int, checkpointing: Checkpointing) -> float:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         rows = folder / "rows.json"
         rows.write_text(json.dumps([example(name, length, RESPONSE)]))
         arguments = ["--variant=ours", f"--model={name}", f"--rows={rows}", f"--out={folder}/out"]
         arguments += [f"--layers={layers}"] if layers else []
-        arguments += ["--checkpointing"] if checkpointing else []
+        arguments += [f"--checkpointing={checkpointing}"]
         with Worker(arguments, folder / "log") as worker:
             # The optimizer's state is there from the second step on.
             worker.step()

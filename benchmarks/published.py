@@ -140,7 +140,7 @@ class PublishedTrainer(Trainer):
             for layer in decoder.layers[: self.first_adapted]:
                 hidden_BSD = layer(hidden_BSD, **others)
         for layer in decoder.layers[self.first_adapted :]:
-            if self.args.gradient_checkpointing:
+            if self.args.activation_checkpointing:
                 # `forward`, since the layer would checkpoint itself once more when called.
                 hidden_BSD = checkpoint(layer.forward, hidden_BSD, use_reentrant=False, **others)
             else:
@@ -169,6 +169,6 @@ def checkout_trainer(
         **options,
         num_inner_steps=config.num_inner_steps,
         inner_lr=config.inner_lr,
-        inner_gradient_checkpointing=options["gradient_checkpointing"],
+        inner_gradient_checkpointing=options["activation_checkpointing"],
     )
     return theirs.FocuSFTTrainer(model=model, args=arguments, **kwargs)

@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from focusft.method.config import FocusConfig
-from focusft.training.plan import ModelShape, Plan, Setup
+from focusft.training.plan import Plan
+from focusft.training.plan.setup import ModelShape, Setup
 
 GIB = 1024**3
 GPU_GIB = 80
@@ -108,7 +109,7 @@ def _row(shape: ModelShape, focus: FocusConfig, length: int, gpus: int) -> str:
         length=length,
         response_tokens=RESPONSE,
         precision="bf16_mixed",
-        checkpointing=True,
+        checkpointing="full",
         data_parallel=gpus,
         shards=gpus,
         device="cuda",
@@ -119,7 +120,7 @@ def _row(shape: ModelShape, focus: FocusConfig, length: int, gpus: int) -> str:
     inner = memory["FSDP2 unsharded, inner loop"]
     activations = max(
         memory["trunk activations"] + memory["inner activations"],
-        memory["activations, checkpointed"] + memory["activations of one layer"],
+        memory["activations, kept"] + memory["activations, recomputed"],
     )
     parts = {"state": state, "inner weights": inner, "activations": activations}
     first = max(parts, key=lambda name: parts[name])

@@ -23,21 +23,24 @@ from focusft.training.provenance import versions, write_json
 
 # Name of a trainer -> options of benchmarks.worker.
 TRAINERS = {
-    "sft": ["--variant", "sft"],
-    "k0": ["--variant", "k0"],
-    "ours": ["--variant", "ours"],
-    "ours_checkpointed": ["--variant", "ours", "--checkpointing"],
-    "published": ["--variant", "published"],
-    "published_checkpointed": ["--variant", "published", "--checkpointing"],
-    "trl_sft": ["--variant", "trl_sft"],
+    "sft": ["--variant=sft", "--checkpointing=selective"],
+    "k0": ["--variant=k0", "--checkpointing=selective"],
+    "ours": ["--variant=ours", "--checkpointing=selective"],
+    "ours_kept": ["--variant=ours", "--checkpointing=none"],
+    "ours_checkpointed": ["--variant=ours", "--checkpointing=full"],
+    "published": ["--variant=published", "--checkpointing=none"],
+    "published_checkpointed": ["--variant=published", "--checkpointing=full"],
+    "trl_sft": ["--variant=trl_sft", "--checkpointing=none"],
 }
 # Trainers that step in turn; each group fits into 24 GB at 2,048 tokens.
 GROUPS = (
-    ("ours", "k0", "sft", "trl_sft"),
-    ("ours", "published", "ours_checkpointed", "published_checkpointed"),
+    ("ours", "k0", "sft"),
+    ("ours", "sft", "trl_sft"),
+    ("ours_kept", "published"),
+    ("ours", "ours_checkpointed", "published_checkpointed"),
 )
 RATIOS = {
-    "published_over_ours": ("published", "ours"),
+    "published_over_ours": ("published", "ours_kept"),
     "published_over_ours_checkpointed": ("published_checkpointed", "ours_checkpointed"),
     "published_over_ours_default": ("published_checkpointed", "ours"),
     "ours_over_k0": ("ours", "k0"),
@@ -110,8 +113,8 @@ def _measure(
         workers = {}
         for name in group:
             own = list(TRAINERS[name])
-            if options.checkout and "published" in own:
-                own[own.index("published")] = "authors"
+            if options.checkout and "--variant=published" in own:
+                own[own.index("--variant=published")] = "--variant=authors"
                 own.append(f"--checkout={options.checkout}")
             workers[name] = stack.enter_context(Worker([*own, *shared], folder / f"{name}.log"))
         return alternate(workers, options.rounds)

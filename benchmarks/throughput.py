@@ -24,10 +24,10 @@ from focusft.training.provenance import versions, write_json
 
 # Name of a trainer -> options of benchmarks.worker, examples of a step.
 TRAINERS: dict[str, tuple[list[str], int]] = {
-    "sft": (["--variant", "sft"], 1),
-    "ours": (["--variant", "ours"], 1),
-    "ours_packed": (["--variant", "ours"], 4),
-    "published": (["--variant", "published", "--checkpointing"], 1),
+    "sft": (["--variant=sft", "--checkpointing=selective"], 1),
+    "ours": (["--variant=ours", "--checkpointing=selective"], 1),
+    "ours_packed": (["--variant=ours", "--checkpointing=selective"], 4),
+    "published": (["--variant=published", "--checkpointing=full"], 1),
 }
 
 

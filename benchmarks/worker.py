@@ -32,7 +32,7 @@ def main() -> None:
     """Build the trainer, then step on demand."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--variant", choices=VARIANTS, required=True)
-    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--checkpointing", choices=["none", "selective", "full"], default="none")
     parser.add_argument("--model", required=True)
     parser.add_argument("--layers", type=int, help="random weights, with so many layers")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
@@ -106,7 +106,7 @@ def _trainer(options: argparse.Namespace, model: Any, rows: list[dict[str, list[
         "per_device_train_batch_size": options.batch_size,
         "gradient_accumulation_steps": 1,
         "learning_rate": 1e-5,
-        "gradient_checkpointing": options.checkpointing,
+        "activation_checkpointing": options.checkpointing == "full",
         "bf16": options.autocast,
         "logging_strategy": "no",
         "save_strategy": "no",
@@ -117,14 +117,16 @@ def _trainer(options: argparse.Namespace, model: Any, rows: list[dict[str, list[
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": False,
     }
-    if options.checkpointing:
-        arguments["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+    if options.checkpointing == "full":
+        arguments["activation_checkpointing_kwargs"] = {"use_reentrant": False}
     if options.variant in ("sft", "k0", "ours"):
         ours = FocuSFTConfig(
             **arguments,
             method="sft" if options.variant == "sft" else "focusft",
             num_inner_steps=config.num_inner_steps,
             inner_lr=config.inner_lr,
+            probe_steps=0,
+            selective_checkpointing=options.checkpointing == "selective",
         )
         return FocuSFTTrainer(model=model, args=ours, train_dataset=rows)
     collate = partial(_pad, pad_to=options.pad_to)

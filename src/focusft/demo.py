@@ -27,8 +27,9 @@ from transformers import (
 from focusft.analysis.dilution import measure_dilution
 from focusft.analysis.report import write_report
 from focusft.data import ConversationCollator, prepare_dataset
+from focusft.data.marked import read_marked
 from focusft.data.synthetic import LOCATIONS, Split, make_conversations
-from focusft.evaluation.generation import generate_greedily
+from focusft.evaluation.generation import LocalGenerator, Prompt
 from focusft.evaluation.statistics import wilson_interval
 from focusft.training.config import FocuSFTConfig
 from focusft.training.models import load_model, load_tokenizer
@@ -94,8 +95,13 @@ def run_demo(
     held_out_set, _ = prepare_dataset(held_out_file, tokenizer, max_length=None)
     console.print(f"data: {report.one_line()}")
 
+    probed = read_marked(
+        held_out_file, tokenizer, samples=settings.probed_examples, max_length=None
+    )
+    probe_set = [example.batch() for example in probed.examples]
+
     def measure(title: str) -> dict[str, Any]:
-        return _measure(model, tokenizer, held_out, held_out_set, settings, title, console)
+        return _measure(model, tokenizer, held_out, held_out_set, probe_set, title, console)
 
     before = measure("before training")
     training_started = time.perf_counter()
@@ -207,24 +213,19 @@ def _measure(
     tokenizer: PreTrainedTokenizerBase,
     rows: list[dict[str, Any]],
     dataset: Any,
-    settings: DemoSettings,
+    probe_set: list[dict[str, Tensor]],
     title: str,
     console: Console,
 ) -> dict[str, Any]:
     """Accuracy and loss under causal attention, attention figures under both masks."""
     model.eval()
     batches = list(_batches(dataset, tokenizer.pad_token_id, size=8))
-    probed = list(
-        _batches(dataset.select(range(settings.probed_examples)), tokenizer.pad_token_id, size=8)
-    )
     with _progress(console) as progress:
         task = progress.add_task(title, total=len(rows) + len(dataset))
         answers = [""] * len(rows)
-        prompts = [row["messages"][:-1] for row in rows]
-        for index, answer in generate_greedily(
-            model, tokenizer, prompts, max_new_tokens=8, batch_size=8
-        ):
-            answers[index] = answer
+        prompts = [Prompt(tuple(row["messages"][:-1]), max_new_tokens=8) for row in rows]
+        for index, completion in LocalGenerator(model, tokenizer).complete(prompts):
+            answers[index] = completion.text
             progress.advance(task)
         total_loss, total_tokens = 0.0, 0.0
         for batch in batches:
@@ -239,8 +240,8 @@ def _measure(
     named = [
         names_only(answer, row["meta"]["answer"]) for answer, row in zip(answers, rows, strict=True)
     ]
-    causal = measure_dilution(model, probed, "causal")
-    bidirectional = measure_dilution(model, probed, "bidirectional")
+    causal = measure_dilution(model, probe_set, "causal")
+    bidirectional = measure_dilution(model, probe_set, "bidirectional")
     low, high = wilson_interval(sum(right), len(right))
     return {
         "accuracy": sum(right) / len(right),

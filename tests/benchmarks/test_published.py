@@ -27,12 +27,12 @@ def test_its_step_is_the_literal_algorithm(tmp_path, checkpointing):
         output_dir=str(tmp_path),
         use_cpu=True,
         report_to="none",
-        gradient_checkpointing=checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
+        activation_checkpointing=checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
     )
     trainer = PublishedTrainer(model, args, CONFIG)
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     input_ids, labels = conversation(MULTI_TURN)
     batch = {
         "input_ids": input_ids[None],

@@ -113,7 +113,7 @@ def test_missing_file_folder_and_nothing(tmp_path):
 
 
 def test_unknown_hub_name(monkeypatch):
-    def refuse(name, split):
+    def refuse(name, config, split):
         raise ConnectionError(f"no\nnetwork for {name} {split}")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
@@ -181,13 +181,13 @@ def test_null_arguments_of_json_are_kept(tmp_path):
 def test_hub_rows(monkeypatch):
     seen = []
 
-    def load(name, split):
-        seen.append((name, split))
+    def load(name, config, split):
+        seen.append((name, config, split))
         return datasets.Dataset.from_list([GOOD])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert load_rows(["org/set", "org/set:test"])[1]["messages"] == GOOD["messages"]
-    assert seen == [("org/set", "train"), ("org/set", "test")]
+    assert seen == [("org/set", None, "train"), ("org/set", None, "test")]
 
 
 def test_direct_calls_are_checked_too():

@@ -287,12 +287,19 @@ def test_template_without_stop():
         )
 
 
-@pytest.mark.parametrize(("messages", "tools"), [(TOOLS, None), (TOOLS[4:], [WEATHER])])
-def test_template_without_tools(messages, tools):
-    messages = [said("user", "x"), *messages[1:]]
-    messages[1] = {**messages[1], "content": messages[1]["content"] or ""}
-    with pytest.raises(DataError, match="does not show"):
-        tokenise_conversation(make_tokenizer("smollm2"), messages, tools=tools)
+TOOLS_WITHOUT_CALLS = (
+    "{% for m in messages %}{% if loop.first and tools is defined and tools %}"
+    "{{ tools | tojson }}{% endif %}{% if m.tool_calls and loop.index < 4 %}{{ m.tool_calls }}"
+    "{% endif %}{{ '<|im_start|>' + m.role + '\n' + (m.content or '') + '<|im_end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_template_that_loses_a_later_call():
+    """It shows the first calls of a conversation, so tools are its own business."""
+    messages = [*PLAIN[1:3], said("user", "x"), *TOOLS[1:5]]
+    with pytest.raises(DataError, match="does not show its tool_calls"):
+        tokenise_conversation(with_template(TOOLS_WITHOUT_CALLS), messages, tools=[WEATHER])
 
 
 def test_moved_system_message():

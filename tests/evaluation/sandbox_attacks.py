@@ -539,17 +539,17 @@ while True:
     except OSError:
         pass
 
-## growing list | memory, own end
+## growing list | memory, own end, time
 x = []
 while True:
     x.append(bytes(1 << 20))
 
-## doubling string | memory, own end
+## doubling string | memory, own end, time
 x = 'x'
 while True:
     x += x
 
-## memory of many processes | memory
+## memory of many processes | memory, time
 import os, time
 for _ in range(8):
     if os.fork() == 0:
@@ -557,7 +557,7 @@ for _ in range(8):
         time.sleep(99)
 time.sleep(99)
 
-## mapped memory | memory, own end
+## mapped memory | memory, own end, time
 import mmap
 x = []
 while True:

@@ -6,10 +6,10 @@ import time
 
 import pytest
 
+from focusft.data.multiple_choice import Question
 from focusft.errors import ConfigError
 from focusft.evaluation.agent import (
     Budget,
-    Question,
     Reply,
     Tool,
     ToolOutput,
@@ -38,7 +38,7 @@ class Scripted:
         self.tokens = tokens
         self.asked = []
 
-    def generate(self, conversations, *, tools, max_new_tokens):
+    def generate(self, conversations, *, tools, max_new_tokens, samples):
         self.asked.append((len(conversations), tools, list(max_new_tokens)))
         replies = [self.speak(messages) for messages in conversations]
         return [r if isinstance(r, Reply) else Reply(r, self.tokens) for r in replies]
@@ -98,6 +98,15 @@ def test_a_call_is_made_and_answered():
     assert result.answer == "It is \\boxed{A}" and not result.truncated
     assert backend.asked[0] == (1, [TOOL], [20_480]) and backend.asked[1][2] == [20_470]
     assert ASK == [{"role": "user", "content": "How much is 6 * 7?"}]
+
+
+def test_thinking_is_kept_where_templates_look_for_it():
+    thoughts = iter(["first", "second", "third"])
+    texts = iter([written("1"), "<tool_call>{broken</tool_call>", "done"])
+    backend = Scripted(lambda messages: Reply(next(texts), 5, thinking=next(thoughts)))
+    result = episode(backend)
+    said = [m for m in result.messages if m["role"] == "assistant"]
+    assert [m["reasoning_content"] for m in said] == ["first", "second", "third"]
 
 
 def test_several_calls_are_made_in_order():

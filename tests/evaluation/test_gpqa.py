@@ -1,12 +1,13 @@
 import csv
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
 
+from focusft.data.multiple_choice import ask
 from focusft.errors import DataError
-from focusft.evaluation import gpqa
-from focusft.evaluation.gpqa import COLUMNS, ask, load_gpqa
+from focusft.evaluation.gpqa import COLUMNS, load_gpqa
 
 # Made for this test; no question of GPQA.
 ROWS = [
@@ -137,7 +138,7 @@ def test_hub_ids_are_asked_for_by_their_config(monkeypatch):
         asked.append((arguments, options))
         return Rows(ROWS)
 
-    monkeypatch.setattr(gpqa.datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "load_dataset", load)
     assert len(load_gpqa("Idavidrein/gpqa:gpqa_diamond")) == 40
     assert asked == [(("Idavidrein/gpqa", "gpqa_diamond"), {"split": "train"})]
 
@@ -146,7 +147,7 @@ def test_unreachable_hub_is_one_line(monkeypatch):
     def load(*arguments, **options):
         raise ConnectionError("no\nroute")
 
-    monkeypatch.setattr(gpqa.datasets, "load_dataset", load)
-    with pytest.raises(DataError, match=r"org/set: .*no route.*accept the set's terms") as error:
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(DataError, match=r"org/set is .*no route.*accept the set's terms") as error:
         load_gpqa("org/set")
     assert "\n" not in str(error.value)

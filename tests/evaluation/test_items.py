@@ -516,8 +516,15 @@ def test_options_that_make_no_sense(smollm2, options, said):
 
 @pytest.mark.parametrize(("suite", "task"), CELLS)
 def test_lengths_that_are_too_short_are_named(suite, task):
-    """A byte-level tokenizer needs four times as many tokens."""
-    items = make_items(suite, tokenizer=tiny_tokenizer(), lengths=[512], samples=1, tasks=[task])
+    """A byte-level tokenizer needs four times as many tokens, and half is kept for the answer."""
+    items = make_items(
+        suite,
+        tokenizer=tiny_tokenizer(),
+        lengths=[512],
+        samples=1,
+        tasks=[task],
+        max_new_tokens=256,
+    )
     with pytest.raises(ConfigError, match=f"--lengths: 512 is too short for {suite} {task}"):
         list(items)
 

@@ -349,6 +349,11 @@ def test_the_sandbox_dies_with_its_parent(tmp_path):
     process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
     pid = int(process.stdout.readline())
     handle = os.pidfd_open(pid)
+    # While bubblewrap sets up, its two processes wait for each other and are not yet bound.
+    deadline = time.monotonic() + 10
+    while b"python" not in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
     process.kill()
     process.wait()
     process.stdout.close()
@@ -560,12 +565,15 @@ def test_rewritten_code_shows_the_same(code):
 
 @bwrap
 @pytest.mark.slow
-def test_a_thousand_runs_leak_nothing(namespaces):
+def test_a_thousand_runs_leak_nothing(namespaces, tmp_path, monkeypatch):
+    # A folder of its own: other programs write into the machine's.
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     run("1")
 
     def state():
-        temporary = {p for p in Path(tempfile.gettempdir()).iterdir() if "pytest" not in p.name}
-        return len(os.listdir("/proc/self/fd")), threading.active_count(), temporary
+        files = len(os.listdir("/proc/self/fd"))
+        return files, threading.active_count(), list(tmp_path.iterdir())
 
     before = state()
     mounts = Path("/proc/self/mountinfo").read_text()

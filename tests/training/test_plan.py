@@ -10,7 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import focusft
 from focusft.cli import main
 from focusft.errors import UserError
-from focusft.training.plan import ModelShape, Plan, Setup
+from focusft.training.checkpointing import checkpoint_selectively
+from focusft.training.plan import Plan
+from focusft.training.plan.setup import ModelShape, Setup
 from tests.method.helpers import CONFIG, conversation
 from tests.tiny_models import tiny_model
 
@@ -27,12 +29,14 @@ def counted_flops(model, config, turns):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "granite"])
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
 def test_flops_outside_attention(family, checkpointing, steps):
     model = tiny_model(family, hidden_size=64, intermediate_size=192, head_dim=16)
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if checkpointing == "full":
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    if checkpointing == "selective":
+        checkpoint_selectively(model)
     config = replace(CONFIG, num_inner_steps=steps)
     setup = Setup(length=200, response_tokens=60, turns=2, checkpointing=checkpointing)
     plan = Plan(ModelShape.of(model, config), config, setup)
@@ -44,7 +48,11 @@ def test_more_steps_length_and_devices():
     shape = ModelShape.of(tiny_model("llama"), CONFIG)
     setup = Setup(length=4096, response_tokens=64)
     one = Plan(shape, CONFIG, setup)
-    assert Plan(shape, CONFIG, replace(setup, checkpointing=True)).peak < one.peak
+    peaks = [
+        Plan(shape, CONFIG, replace(setup, checkpointing=kind)).peak
+        for kind in ("full", "selective", "none")
+    ]
+    assert peaks == sorted(peaks)
     assert Plan(shape, replace(CONFIG, num_inner_steps=3), setup).total_flops > one.total_flops
     sharded = Plan(shape, CONFIG, replace(setup, data_parallel=8, shards=8))
     assert sharded.memory["optimizer state"] * 8 == one.memory["optimizer state"]

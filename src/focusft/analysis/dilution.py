@@ -1,156 +1,233 @@
-"""Attention dilution: how much attention the responses pay to the sink and to the context.
+"""Attention dilution: how much attention goes to the sink, to the content and to the needles.
 
-Attention is recomputed for the rows that predict response tokens only, so memory grows with
-R x S and never with S x S times the heads.
+Attention is recomputed for the rows that predict response tokens, and for an even sample of the
+context's rows, so memory never grows with S x S. The figures are defined in docs/attention.md.
 
-Shapes: B batch, S sequence, H heads, N key-value heads, D head size, R queries of one document.
+Shapes: B batch, S sequence, H heads, L layers, F figures, E distances.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from focusft.method.config import ContextAttention
-from focusft.method.loss import PredictedRows
-from focusft.method.masks import dense_mask
-from focusft.method.turns import Document, TurnLayout
-
-PROBE = "focusft_probe"
+from focusft.analysis.attention_rows import DISTANCE_STARTS, FIGURES
+from focusft.analysis.recorder import (
+    DocumentDilution,
+    QueryDilution,
+    QuerySample,
+    Recorder,
+    json_number,
+    named_figures,
+)
+from focusft.errors import UnsupportedModelError
+from focusft.method.architectures import CALL, Architecture, has_sliding_window, unwrap_causal_lm
+from focusft.method.attention import ATTENTION, SEGMENTS, TurnAttention, turn_attention
+from focusft.method.config import ContextAttention, ContextBlocks
+from focusft.method.turns import TurnLayout
 
 
 @dataclass(frozen=True)
 class Dilution:
-    """Means over documents, heads and the queries that predict response tokens.
+    """Means over documents of one kind of queries; each document counts the same.
 
     Attributes:
-        sink_mass: Attention on the first token of the document, 0 to 1.
-        context_engagement: Attention on all other context tokens, 0 to 1.
-        per_layer: The same two figures for each layer, from the lowest upwards.
+        means: Each figure, mean over layers and heads too; None for needles that are not marked.
+        per_layer: The same for each layer, from the lowest upwards.
+        per_head: Each figure as one list for each layer, with one number for each head.
+        distances: `from` (smallest distance of each bin; -1 is ahead of the query) and `mass`,
+            the attention at it, without that on the first token.
         documents: How many documents were measured.
+        queries: How many queries were measured in all.
     """
 
-    sink_mass: float
-    context_engagement: float
-    per_layer: list[dict[str, float]]
+    means: dict[str, float | None]
+    per_layer: list[dict[str, float | None]]
+    per_head: dict[str, list[list[float | None]]]
+    distances: dict[str, list[float]]
     documents: int
+    queries: int
+
+    @classmethod
+    def of(cls, documents: Sequence[QueryDilution]) -> Dilution:
+        """Average documents."""
+        figures_LHF = torch.stack([d.figures_LHF for d in documents]).nanmean(dim=0)
+        mass_E = torch.stack([d.distances_LHE.mean(dim=(0, 1)) for d in documents]).mean(dim=0)
+        reached = 1 + max(mass_E.nonzero().flatten().tolist(), default=1)
+        return cls(
+            means=named_figures(figures_LHF.mean(dim=(0, 1))),
+            per_layer=[named_figures(layer_F) for layer_F in figures_LHF.mean(dim=1)],
+            per_head={
+                name: [
+                    [json_number(x) for x in layer] for layer in figures_LHF[..., index].tolist()
+                ]
+                for index, name in enumerate(FIGURES)
+            },
+            distances={"from": list(DISTANCE_STARTS[:reached]), "mass": mass_E[:reached].tolist()},
+            documents=len(documents),
+            queries=sum(d.queries for d in documents),
+        )
+
+    @property
+    def sink_mass(self) -> float:
+        """Attention on the first token of the document, 0 to 1."""
+        return _known(self.means["sink_mass"])
+
+    @property
+    def context_engagement(self) -> float:
+        """Attention on the content of the context, 0 to 1."""
+        return _known(self.means["context_engagement"])
 
     def to_dict(self) -> dict[str, Any]:
-        """For a results file."""
-        return dict(vars(self))
+        """For a results file: the means at the top."""
+        fields = dict(vars(self))
+        return {**fields.pop("means"), **fields}
 
 
 def measure_dilution(
     model: PreTrainedModel,
-    batches: Iterable[dict[str, Tensor]],
+    batches: Iterable[Mapping[str, Tensor]],
     context_attention: ContextAttention,
+    sample: QuerySample | None = None,
 ) -> Dilution:
-    """Measure a model without fast weights on conversations.
+    """Measure the response queries of a model without fast weights.
 
     Args:
         model: A causal language model; its mode and attention implementation are restored.
-        batches: input_ids, labels, attention_mask and optionally position_ids and turn_ids.
+        batches: As for `measure_documents`.
         context_attention: Attention among context tokens during the measurement.
+        sample: Which queries; all response queries by default.
     """
-    masses: list[Tensor] = []
-    with _probing(model) as recorder, torch.no_grad():
-        for batch in batches:
-            layout = TurnLayout.from_batch(batch)
-            recorder.begin(layout, PredictedRows.of(batch["labels"], layout).mask_BS)
-            model(
-                input_ids=batch["input_ids"],
-                attention_mask=dense_mask(layout, context_attention),
-                position_ids=batch.get("position_ids"),
-                use_cache=False,
-                logits_to_keep=1,
-            )
-            masses.append(recorder.masses())
-    per_layer = torch.cat(masses, dim=1).mean(dim=1)
-    sink_mass, engagement = per_layer.mean(dim=0).tolist()
-    return Dilution(
-        sink_mass,
-        engagement,
-        [{"sink_mass": s, "context_engagement": e} for s, e in per_layer.tolist()],
-        documents=sum(m.shape[1] for m in masses),
-    )
-
-
-class _Recorder:
-    """Collects [sink mass, context engagement] of each layer and document of one forward."""
-
-    def begin(self, layout: TurnLayout, queries_BS: Tensor) -> None:
-        self._queries_BS = queries_BS
-        self._is_context_BS = layout.is_context_BS
-        # A document without a label has no query to measure.
-        self._documents = [
-            d for d in layout.documents() if queries_BS[d.row, d.start : d.stop].any()
+    with probing(model) as measured:
+        documents = [
+            document.response
+            for batch in batches
+            for document in measure_documents(measured, batch, context_attention, sample)
         ]
-        self._layers: list[Tensor] = []
-
-    def add(self, query_BHSD: Tensor, key_BNSD: Tensor, mask_B1SS: Tensor, scaling: float) -> None:
-        rows = [
-            self._document_masses(document, query_BHSD, key_BNSD, mask_B1SS, scaling)
-            for document in self._documents
-        ]
-        self._layers.append(torch.stack(rows))
-
-    def _document_masses(
-        self,
-        document: Document,
-        query_BHSD: Tensor,
-        key_BNSD: Tensor,
-        mask_B1SS: Tensor,
-        scaling: float,
-    ) -> Tensor:
-        row, tokens = document.row, slice(document.start, document.stop)
-        queries_S = torch.zeros_like(self._queries_BS[row])
-        queries_S[tokens] = self._queries_BS[row, tokens]
-        query_HRD = query_BHSD[row][:, queries_S].float()
-        key_HSD = key_BNSD[row, :, tokens].float()
-        key_HSD = key_HSD.repeat_interleave(query_HRD.shape[0] // key_HSD.shape[0], dim=0)
-        scores_HRS = query_HRD @ key_HSD.transpose(1, 2) * scaling
-        allowed_RS = mask_B1SS[row, 0][queries_S][:, tokens]
-        weights_HRS = scores_HRS.masked_fill(~allowed_RS, -torch.inf).softmax(dim=-1)
-        weights_S = weights_HRS.mean(dim=(0, 1))
-        sink = weights_S[0]
-        return torch.stack([sink, weights_S[self._is_context_BS[row, tokens]].sum() - sink])
-
-    def masses(self) -> Tensor:
-        """[layers, documents, 2]."""
-        return torch.stack(self._layers)
+    return Dilution.of(documents)
 
 
 @contextmanager
-def _probing(model: PreTrainedModel) -> Iterator[_Recorder]:
-    recorder = _Recorder()
+def probing(model: nn.Module) -> Iterator[PreTrainedModel]:
+    """Prepare a model for `measure_documents`, and restore its mode and attention afterwards.
 
-    def attention(
-        module: torch.nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor,
-        scaling: float,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
-        recorder.add(query, key, attention_mask, scaling)
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+    Yields:
+        The causal language model below a PEFT wrapper.
+
+    Raises:
+        UnsupportedModelError: The model has layers without full attention, or hides it.
+    """
+    below = unwrap_causal_lm(model)
+    if has_sliding_window(below.config):
+        raise UnsupportedModelError(
+            f"{type(below).__name__} has layers without full attention (sliding window, chunked or "
+            "linear), where the sink is not in reach of every query; probe another model"
         )
-
-    AttentionInterface.register(PROBE, attention)
-    implementation, was_training = model.config._attn_implementation, model.training
-    model.set_attn_implementation(PROBE)
-    model.eval()
+    if not any(p.kind is p.VAR_KEYWORD for p in signature(below.forward).parameters.values()):
+        raise UnsupportedModelError(
+            f"{type(below).__name__} hands no keyword arguments on to its attention, which the "
+            "probe needs; probe another model"
+        )
+    implementation = below.config._attn_implementation
+    # A part may be in eval mode on purpose, inside a model in training mode.
+    was_training = {module: module.training for module in below.modules()}
+    below.set_attn_implementation(SEGMENTS)
+    below.eval()
     try:
-        yield recorder
+        yield below
     finally:
-        model.set_attn_implementation(implementation)
-        model.train(was_training)
+        below.set_attn_implementation(implementation)
+        for module, training in was_training.items():
+            module.training = training
+
+
+def measure_documents(
+    model: PreTrainedModel,
+    batch: Mapping[str, Tensor],
+    context_attention: ContextAttention,
+    sample: QuerySample | None = None,
+    context_blocks: ContextBlocks = "merged",
+) -> list[DocumentDilution]:
+    """Measure each document of a batch that has a label, in one forward.
+
+    Args:
+        model: What `probing` yields.
+        batch: input_ids and labels, and optionally attention_mask, position_ids, turn_ids,
+            content_mask (1 on context tokens that are no template text and no special token) and
+            needle_mask (1 on tokens of marked facts), each [B, S]. Without a content_mask the
+            whole context counts as content.
+        context_attention: Attention among context tokens.
+        sample: Which queries; all response queries by default.
+        context_blocks: See `TurnLayout.from_turn_ids`.
+
+    Raises:
+        UnsupportedModelError: The model's attention does not show its queries and keys.
+    """
+    layout = TurnLayout.from_batch(batch, context_blocks)
+    recorder = Recorder(batch, layout, context_attention, sample or QuerySample())
+    attention = replace(turn_attention(model, layout, context_attention), observer=recorder.observe)
+    with torch.no_grad():
+        model(
+            input_ids=batch["input_ids"],
+            position_ids=batch.get("position_ids"),
+            use_cache=False,
+            logits_to_keep=1,
+            **attention.model_kwargs,
+        )
+    layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    if recorder.layers != layers:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} showed the attention of {recorder.layers} of its {layers} "
+            "layers; its attention does not go through the interface of transformers"
+        )
+    return recorder.documents()
+
+
+@contextmanager
+def observing(architecture: Architecture, recorder: Recorder) -> Iterator[None]:
+    """Show a recorder the attention of training calls: with the fast weights of the outer loop.
+
+    Inner steps are left out. The backend must be "segments" or "flex".
+
+    Args:
+        architecture: Of the model that the engine is attached to.
+        recorder: For the batch of the one call that is to come.
+    """
+
+    def add_observer(
+        attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        call = kwargs.get(CALL)
+        if call is None or call.is_adapting:
+            return None
+        turns: TurnAttention = kwargs[ATTENTION]
+        return args, {**kwargs, ATTENTION: replace(turns, observer=recorder.keep)}
+
+    def reduce(*_: Any) -> None:
+        recorder.reduce()
+
+    handles = [
+        attention.register_forward_pre_hook(add_observer, with_kwargs=True)
+        for attention in architecture.attentions
+    ]
+    # Outside the layer, since selective checkpointing takes the order of all products inside it
+    # for that of the recompute.
+    handles += [layer.register_forward_hook(reduce) for layer in architecture.layers]
+    try:
+        yield
+    finally:
+        # Gone before a checkpointed layer runs again in the backward pass.
+        for handle in handles:
+            handle.remove()
+
+
+def _known(value: float | None) -> float:
+    assert value is not None
+    return value

@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from focusft.cli import chat, data, demo, report, train
+from focusft.cli import chat, data, demo, evaluate, probe, report, train
 from focusft.errors import UserError
 
 
@@ -39,6 +39,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     # Each module imports what its command needs when it runs, so that --help answers at once.
-    for module in (demo, train, report, chat, data):
+    for module in (demo, train, evaluate, probe, report, chat, data):
         module.add_to(commands)
     return parser

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from focusft.cli.sandbox import add_sandbox_options, chosen_sandbox
 from focusft.cli.shared import add_command, make_console
 from focusft.errors import ConfigError
 
@@ -16,15 +18,29 @@ def add_to(commands: Any) -> None:
     data = commands.add_parser("data", help="generate, check and look at conversations")
     commands = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
 
-    make = add_command(commands, "make", "generate questions about facts hidden in prose")
+    make = add_command(
+        commands, "make", "generate questions about facts hidden in prose, or tool use"
+    )
     make.add_argument("--out", type=Path, required=True, help="JSONL file to write")
-    make.add_argument("--task", default="qa1", help="qa1, qa2 or qa3")
+    make.add_argument("--task", default="qa1", help="qa1, qa2, qa3, or tools")
     make.add_argument("--split", default="train", help="train or held_out; they share nothing")
     make.add_argument("--count", type=int, default=1000, help="number of conversations")
     make.add_argument("--context_tokens", type=int, default=512, help="length of the text")
     make.add_argument("--answer_style", default="short", help="short or sentence")
     make.add_argument("--seed", type=int, default=1234, help="seed of the whole set")
     make.add_argument("--model", default="smollm2", help="model whose tokenizer counts")
+    tools = make.add_argument_group("options of --task tools")
+    tools.add_argument(
+        "--kinds", default="seen", help="seen, held_out, all, or names with commas between them"
+    )
+    tools.add_argument(
+        "--long_output_tokens",
+        type=int,
+        default=160,
+        help="about how long the long tool outputs are, 0 for none; raise --output_characters "
+        "with it",
+    )
+    add_sandbox_options(tools)
     make.set_defaults(run=_data_make)
 
     check = add_command(commands, "check", "validate data files and count what training would use")
@@ -59,18 +75,47 @@ def _data_make(options: argparse.Namespace, _: list[str]) -> None:
     if not options.out.parent.is_dir():
         raise ConfigError(f"--out: the folder {options.out.parent} does not exist; create it")
     tokenizer = load_tokenizer(options.model)
-    rows = make_conversations(
-        options.task,
-        split=options.split,
-        count=options.count,
-        context_tokens=options.context_tokens,
-        seed=options.seed,
-        count_tokens=lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
-        answer_style=options.answer_style,
-    )
+
+    def count_tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    if options.task == "tools":
+        rows = _tool_conversations(options, count_tokens)
+    else:
+        rows = make_conversations(
+            options.task,
+            split=options.split,
+            count=options.count,
+            context_tokens=options.context_tokens,
+            seed=options.seed,
+            count_tokens=count_tokens,
+            answer_style=options.answer_style,
+        )
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     options.out.write_text(lines, encoding="utf-8")
     print(f"{len(rows)} conversations: {options.out}")
+
+
+def _tool_conversations(
+    options: argparse.Namespace, count_tokens: Callable[[str], int]
+) -> list[dict[str, Any]]:
+    from rich.progress import track
+
+    from focusft.data.tool_use import make_tool_conversations, select_kinds
+    from focusft.evaluation.agent import code_interpreter
+
+    tool = code_interpreter(chosen_sandbox(options), output_characters=options.output_characters)
+    rows = make_tool_conversations(
+        kinds=select_kinds(options.kinds),
+        split=options.split,
+        count=options.count,
+        seed=options.seed,
+        run_code=lambda code: tool.call({"code": code}).text,
+        count_tokens=count_tokens,
+        long_output_tokens=options.long_output_tokens,
+    )
+    console = make_console()
+    return list(track(rows, "conversations", total=options.count, console=console))
 
 
 def _data_check(options: argparse.Namespace, _: list[str]) -> None:

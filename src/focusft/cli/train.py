@@ -47,7 +47,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> None:
 
 def _plan(options: argparse.Namespace, overrides: list[str]) -> None:
     from focusft.training.config import load_train_config
-    from focusft.training.plan_report import plan_training, print_plan
+    from focusft.training.plan.report import plan_training, print_plan
     from focusft.training.provenance import write_json
 
     plan = plan_training(

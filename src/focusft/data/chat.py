@@ -6,6 +6,7 @@ them by character offsets, so the ids are what the model sees at inference, toke
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from focusft.data.rows import (
     tool_name,
 )
 from focusft.data.template import ChatTemplate, Turn, locate_turns
+from focusft.data.tool_text import with_tools
 from focusft.errors import DataError, UserError
 
 IGNORED = -100
@@ -47,6 +49,8 @@ class Encoded:
         context: Where the context messages are, in the order of the text.
         rewritten: Assistant messages whose text the template did not show in full, for instance
             the thinking of earlier turns.
+        tools_as_text: The chat template knows no tools, so they were written into the messages.
+        needles: Tokens [start, stop) of the marked facts, see `check_row`.
     """
 
     input_ids: list[int]
@@ -54,6 +58,8 @@ class Encoded:
     turn_ids: list[int]
     context: tuple[ContextSpan, ...]
     rewritten: int = 0
+    tools_as_text: bool = False
+    needles: tuple[tuple[int, int], ...] = ()
 
     def example(self) -> dict[str, list[int]]:
         """The three lists that training needs."""
@@ -81,7 +87,8 @@ def tokenise_conversation(
 
     Returns:
         `input_ids`, `labels` and `turn_ids`, lists of equal length. The ids equal
-        `tokenizer.apply_chat_template(messages, ...)`.
+        `tokenizer.apply_chat_template(messages, ...)`; where the chat template knows no tools,
+        with the messages of `focusft.data.tool_text.with_tools`.
 
     Raises:
         DataError: A message is malformed, or the template hides or rewrites it.
@@ -126,7 +133,8 @@ def encode_row(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> Encod
     """Tokenise a row as `check_row` returns it."""
     options = {"tools": row["tools"], "template_kwargs": row["template_kwargs"]}
     if "messages" in row:
-        return encode_conversation(tokenizer, row["messages"], **options)
+        needle_spans = row.get("needle_spans", ())
+        return encode_conversation(tokenizer, row["messages"], needle_spans=needle_spans, **options)
     return encode_prompt_completion(tokenizer, row["prompt"], row["completion"], **options)
 
 
@@ -136,15 +144,19 @@ def encode_conversation(
     *,
     tools: list[dict[str, Any]] | None = None,
     template_kwargs: dict[str, Any] | None = None,
+    needle_spans: Sequence[Sequence[int]] = (),
 ) -> Encoded:
-    """Like `tokenise_conversation`, with the place of the context messages."""
-    messages = check_messages(messages)
-    tools = check_tools(tools)
+    """Like `tokenise_conversation`, with the place of the context messages.
+
+    `needle_spans` are characters [start, end) of the first user message.
+    """
+    checked = check_messages(messages)
+    messages, tools = with_tools(tokenizer, checked, check_tools(tools))
     template = ChatTemplate(tokenizer, tools, check_template_kwargs(template_kwargs or {}))
     text, turns = locate_turns(template, messages)
     rewritten = _check_shown(text, turns, messages, tools)
     input_ids, offsets = template.tokenise(messages)
-    starts = _token_starts(text, offsets)
+    starts = token_starts(text, offsets)
     signed = [-n if turn.is_response else n for n, turn in enumerate(turns, 1)]
     turn_of_token = np.searchsorted([turn.start for turn in turns], starts, side="right") - 1
     turn_ids = np.asarray(signed)[turn_of_token]
@@ -154,7 +166,44 @@ def encode_conversation(
             begin, end = np.searchsorted(starts, turn.content).tolist()
             context.append(ContextSpan(begin, end, number, messages[turn.message]["role"]))
     labels = np.where(turn_ids < 0, input_ids, IGNORED)
-    return Encoded(input_ids, labels.tolist(), turn_ids.tolist(), tuple(context), rewritten)
+    return Encoded(
+        input_ids,
+        labels.tolist(),
+        turn_ids.tolist(),
+        tuple(context),
+        rewritten,
+        tools_as_text=messages is not checked,
+        needles=_needle_tokens(needle_spans, text, turns, messages, starts),
+    )
+
+
+def _needle_tokens(
+    spans: Sequence[Sequence[int]],
+    text: str,
+    turns: list[Turn],
+    messages: list[Message],
+    starts: np.ndarray,
+) -> tuple[tuple[int, int], ...]:
+    """Tokens that hold a character of a span of the first user message."""
+    if not spans:
+        return ()
+    user = next(i for i, message in enumerate(messages) if message["role"] == "user")
+    written = messages[user]["content"]
+    shown = next(turn.content for turn in turns if turn.message == user)
+    assert shown is not None
+    # What is shown begins at the first character that is no white space.
+    offset = shown[0] - (len(written) - len(written.lstrip()))
+    found = []
+    for start, end in spans:
+        first, last = offset + start, offset + end
+        if text[first:last] != written[start:end]:
+            raise DataError(
+                f"'meta.needle_spans' [{start}, {end}] is not to be found in the chat text of "
+                f"message {user + 1}; correct the span or leave needle_spans out"
+            )
+        token = int(np.searchsorted(starts, first, side="right")) - 1
+        found.append((token, int(np.searchsorted(starts, last))))
+    return tuple(found)
 
 
 def encode_prompt_completion(
@@ -202,7 +251,7 @@ def _encode_plain(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: s
         raise UserError(f"tokenizer {name}: has no EOS token to end a completion; set eos_token")
     encoding = tokenizer(prompt + completion, return_offsets_mapping=True)
     input_ids = list(encoding["input_ids"])
-    starts = _token_starts(prompt + completion, encoding["offset_mapping"])
+    starts = token_starts(prompt + completion, encoding["offset_mapping"])
     first = int(np.searchsorted(starts, len(prompt)))
     if input_ids[-1] != tokenizer.eos_token_id:
         input_ids.append(tokenizer.eos_token_id)
@@ -212,7 +261,7 @@ def _encode_plain(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: s
     return Encoded(input_ids, labels, turn_ids, (ContextSpan(begin, first, 1, "user"),))
 
 
-def _token_starts(text: str, offsets: list[tuple[int, int]]) -> np.ndarray:
+def token_starts(text: str, offsets: list[tuple[int, int]]) -> np.ndarray:
     """First character of each token, never decreasing.
 
     Byte-level tokenizers may leave leading spaces out of a token's offsets (`trim_offsets`): they

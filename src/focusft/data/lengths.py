@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal, get_args
@@ -109,10 +110,18 @@ def _length(span: ContextSpan) -> int:
 def _cut(encoded: Encoded, cuts: list[tuple[int, int]]) -> Encoded:
     removed = {position for start, stop in cuts for position in range(start, stop)}
     kept = [position for position in range(len(encoded.input_ids)) if position not in removed]
+
+    def moved(position: int) -> int:
+        return bisect_left(kept, position)
+
     return replace(
         encoded,
         input_ids=[encoded.input_ids[position] for position in kept],
         labels=[encoded.labels[position] for position in kept],
         turn_ids=[encoded.turn_ids[position] for position in kept],
-        context=(),
+        context=tuple(
+            replace(span, start=moved(span.start), stop=moved(span.stop))
+            for span in encoded.context
+        ),
+        needles=tuple((moved(start), moved(stop)) for start, stop in encoded.needles),
     )

@@ -28,6 +28,8 @@ class DataReport:
         removed_tokens: Context tokens lost in this way.
         rewritten_turns: Assistant messages that the chat template did not show in full, for
             instance the thinking of earlier turns.
+        tools_as_text: Used rows whose tools were written into the messages, since the chat
+            template knows none.
         tokens: Tokens of the used rows.
         response_tokens: Tokens of the used rows with a label.
         median_tokens: Median length of the used rows.
@@ -45,6 +47,7 @@ class DataReport:
     truncated: int
     removed_tokens: int
     rewritten_turns: int
+    tools_as_text: int
     tokens: int
     response_tokens: int
     median_tokens: int
@@ -77,6 +80,7 @@ class DataReport:
             truncated=int((removed > 0).sum()),
             removed_tokens=int(removed.sum()),
             rewritten_turns=total("rewritten"),
+            tools_as_text=total("tools_as_text"),
             tokens=int(tokens.sum()),
             response_tokens=total("response_tokens"),
             median_tokens=int(np.median(tokens)) if len(tokens) else 0,
@@ -101,6 +105,10 @@ class DataReport:
             parts.append(
                 f"{self.rewritten_turns} assistant messages not shown in full by the template"
             )
+        if self.tools_as_text:
+            parts.append(
+                f"{self.tools_as_text} with tools as plain text (the chat template knows none)"
+            )
         parts.append(f"{self.tokens:,} tokens, {self.response_tokens:,} of them response")
         parts.append(f"longest {self.max_tokens:,}")
         return "; ".join(parts)
@@ -118,6 +126,9 @@ class DataReport:
         table.add_row("context tokens removed", f"{self.removed_tokens:,}")
         table.add_row(
             "assistant messages not shown in full by the template", f"{self.rewritten_turns:,}"
+        )
+        table.add_row(
+            "rows with tools as plain text (the template knows none)", f"{self.tools_as_text:,}"
         )
         table.add_section()
         table.add_row("tokens", f"{self.tokens:,}")

@@ -30,7 +30,8 @@ def check_row(row: object) -> dict[str, Any]:
 
     Returns:
         A dict with `messages`, or with `prompt` and `completion` (both strings or both lists of
-        messages); and always `tools` (list or None) and `template_kwargs` (dict).
+        messages); always `tools` (list or None) and `template_kwargs` (dict); and `needle_spans`
+        (list of [start, end) characters) where the row marks facts in its first user message.
 
     Raises:
         DataError: Something is missing or has the wrong shape.
@@ -59,7 +60,25 @@ def check_row(row: object) -> dict[str, Any]:
         raise DataError(
             f"no 'messages' column, nor 'prompt' and 'completion' (found: {found}); rename yours"
         )
+    if has_messages and (needle_spans := _needle_spans(row.get("meta"), checked["messages"])):
+        checked["needle_spans"] = needle_spans
     return checked
+
+
+def _needle_spans(meta: object, messages: list[Message]) -> list[list[int]]:
+    """Marked facts: `meta.needle_spans`, as `focusft.data.synthetic` writes them."""
+    spans = meta.get("needle_spans") if isinstance(meta, dict) else None
+    if not spans:
+        return []
+    text = next((m["content"] for m in messages if m["role"] == "user"), "")
+    for span in spans if isinstance(spans, list) else [spans]:
+        is_pair = isinstance(span, list) and [type(end) for end in span] == [int, int]
+        if not is_pair or not 0 <= span[0] < span[1] <= len(text):
+            raise DataError(
+                f"'meta.needle_spans' holds {span!r}; write [start, end] pairs of characters "
+                f"inside the first user message, which has {len(text)}"
+            )
+    return spans
 
 
 def check_messages(messages: object) -> list[Message]:

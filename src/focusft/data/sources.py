@@ -8,26 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow
 import pyarrow.parquet
 
+from focusft.data.hub import is_hub_name, load_hub
 from focusft.data.rows import check_row, without_nulls
 from focusft.errors import DataError
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
 _SHOWN_ERRORS = 5
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.\-+\[\]%:]+)?")
-_FILE_SUFFIXES = (
-    *SUFFIXES,
-    *(".csv", ".tsv", ".txt", ".arrow", ".pkl", ".pickle", ".gz", ".zst", ".xz", ".zip", ".yaml"),
-)
 
 
 @dataclass(frozen=True)
@@ -128,7 +122,7 @@ def path_list(paths: str | Path | Sequence[str | Path]) -> list[str]:
 
 def fingerprint(path: str) -> str:
     """Hash of the content of a source; "missing" where there is none (reading it says why)."""
-    if _is_hub_name(path):
+    if is_hub_name(path):
         try:
             return str(_load_hub(path)._fingerprint)
         except DataError:
@@ -147,7 +141,7 @@ _Raw = tuple[str, Any, str]
 
 def _read(path: str) -> Iterator[_Raw]:
     file = Path(path)
-    if _is_hub_name(path):
+    if is_hub_name(path):
         yield from _read_hub(path)
     elif file.is_dir():
         yield path, None, "is a folder; name the .parquet, .jsonl or .json files in it"
@@ -227,22 +221,9 @@ def _read_hub(path: str) -> Iterator[_Raw]:
         yield f"{path}: row {number}", without_nulls(row), ""
 
 
-def _load_hub(path: str) -> datasets.Dataset:
+def _load_hub(path: str) -> Any:
     name, _, split = path.partition(":")
-    try:
-        return datasets.load_dataset(name, split=split or "train")
-    except Exception as error:
-        # The hub client raises many unrelated types, for a wrong name as for a missing network.
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"neither a file here nor a data set that the hub gives ({reason}); check the name"
-        ) from error
-
-
-def _is_hub_name(path: str) -> bool:
-    if not _HUB_NAME.fullmatch(path) or Path(path).exists():
-        return False
-    return not path.endswith(_FILE_SUFFIXES) and not path.startswith(("./", "../"))
+    return load_hub(name, split=split or "train")
 
 
 def _one_line(text: str) -> str:

@@ -168,7 +168,7 @@ def make_world(task: str, rng: random.Random) -> World:
 def world_split(world: World) -> Split:
     """The split that a world belongs to, by a hash of what its facts say (verbs aside)."""
     story = "|".join(f"{fact.actor} {fact.action} {fact.target}" for fact in world.facts)
-    return "held_out" if _part(story) == 0 else "train"
+    return "held_out" if hashed_part(story) == 0 else "train"
 
 
 @lru_cache(maxsize=2)
@@ -181,7 +181,7 @@ def background_sentences(split: Split) -> tuple[str, ...]:
     taken: set[str] = set()
     chosen = []
     for name in sorted(topics):
-        wanted = (_part(name) == 0) == (split == "held_out")
+        wanted = (hashed_part(name) == 0) == (split == "held_out")
         for sentence in _plain_sentences(topics[name]):
             key = sentence.lower()
             if key not in taken:
@@ -301,7 +301,7 @@ _PROMPTS = {
 }
 
 
-def _part(text: str) -> int:
+def hashed_part(text: str) -> int:
     """A number below _HELD_OUT_PARTS that depends on the text alone (hash() is salted)."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % _HELD_OUT_PARTS
 

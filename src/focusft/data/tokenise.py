@@ -22,9 +22,18 @@ from focusft.data.sources import fingerprint, path_list, raise_bad_rows, read_re
 from focusft.errors import ConfigError, DataError
 
 # Raise this when the tokenisation changes, so that nobody trains on rows of an older version.
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 _EXAMPLE = ("input_ids", "labels", "turn_ids")
-_COUNTS = ("tokens_read", "tokens", "response_tokens", "turns", "responses", "removed", "rewritten")
+_COUNTS = (
+    "tokens_read",
+    "tokens",
+    "response_tokens",
+    "turns",
+    "responses",
+    "removed",
+    "rewritten",
+    "tools_as_text",
+)
 _ROWS = datasets.Features(
     {
         "where": datasets.Value("string"),
@@ -191,6 +200,7 @@ def _tokenise_row(
             "responses": sum(turn < 0 for turn in turns),
             "removed": fitted.removed,
             "rewritten": encoded.rewritten,
+            "tools_as_text": int(encoded.tools_as_text),
         }
     )
 

@@ -23,28 +23,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from focusft.data.multiple_choice import CODE_INTERPRETER, Question
+from focusft.data.rows import Message
 from focusft.errors import ConfigError
 from focusft.evaluation.sandbox import Result, Sandbox, cut_middle, run
 from focusft.evaluation.statistics import wilson_interval
 from focusft.evaluation.tool_calls import BrokenCall, ToolCall, parse_tool_calls
-
-Message = dict[str, Any]
-
-CODE_INTERPRETER: dict[str, Any] = {
-    "type": "function",
-    "function": {
-        "name": "code_interpreter",
-        "description": (
-            "Runs Python code in a fresh interpreter and returns what it prints and the value of "
-            "its last expression."
-        ),
-        "parameters": {
-            "type": "object",
-            "properties": {"code": {"type": "string", "description": "The Python code to run."}},
-            "required": ["code"],
-        },
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -55,11 +39,13 @@ class Reply:
         text: Its text, calls included, with or without special tokens.
         tokens: Number of tokens it generated.
         truncated: It stopped because it had no tokens left.
+        thinking: What it thought before the text, where the backend keeps that apart.
     """
 
     text: str
     tokens: int
     truncated: bool = False
+    thinking: str = ""
 
 
 class Backend(Protocol):
@@ -71,6 +57,7 @@ class Backend(Protocol):
         *,
         tools: list[dict[str, Any]] | None,
         max_new_tokens: Sequence[int],
+        samples: Sequence[int],
     ) -> list[Reply]:
         """Write the next assistant message of each conversation.
 
@@ -78,6 +65,7 @@ class Backend(Protocol):
             conversations: Messages, each list ending where the assistant is to write.
             tools: JSON schemas for the chat template, or None.
             max_new_tokens: Longest reply to each, in tokens.
+            samples: Numbers that keep apart the draws for equal conversations.
         """
 
 
@@ -209,6 +197,7 @@ def run_episodes(
     budget: Budget | None = None,
     batch_size: int = 8,
     error_role: str = "tool",
+    samples: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, Episode]]:
     """Let the model answer conversations, with tools if there are any.
 
@@ -220,6 +209,7 @@ def run_episodes(
         batch_size: Episodes that go on at one time; one that ends makes room for the next.
         error_role: Role of the message that answers a turn without a good call: "tool", or
             "user" for templates that take a tool message only after a call.
+        samples: For each conversation the number that the backend gets; their order if None.
 
     Yields:
         The index of a conversation and its episode, as they end.
@@ -243,6 +233,7 @@ def run_episodes(
             [episode.messages for _, episode, _ in active],
             tools=schemas,
             max_new_tokens=[budget.tokens - episode.tokens for _, episode, _ in active],
+            samples=[samples[index] if samples else index for index, _, _ in active],
         )
         going_on = []
         for (index, episode, started), reply in zip(active, replies, strict=True):
@@ -267,10 +258,12 @@ def _take_turn(
     error_role: str,
 ) -> None:
     """Add the reply to the episode, make its calls, and say whether that was the end."""
+    # Under this name chat templates of thinking models look for it.
+    thoughts = {"reasoning_content": reply.thinking} if reply.thinking else {}
     parsed = parse_tool_calls(reply.text, [tool.schema for tool in tools])
     if not tools or reply.truncated or not parsed.calls:
         # A call in a reply that was cut off is not made: it may be cut off itself.
-        episode.messages.append({"role": "assistant", "content": reply.text})
+        episode.messages.append({"role": "assistant", "content": reply.text, **thoughts})
         episode.ended = "tokens" if reply.truncated else "answer"
         return
     calls = list(parsed.calls[: budget.calls_per_turn])
@@ -284,7 +277,7 @@ def _take_turn(
             episode.ended = "time"
             break
         answers.append(_make(call, tools, episode))
-    _add_turn(episode, reply.text, parsed.content, calls, answers, error_role)
+    _add_turn(episode, reply.text, parsed.content, thoughts, calls, answers, error_role)
     if not episode.ended and episode.turns >= budget.turns:
         episode.ended = "turns"
     elif not episode.ended and episode.tokens >= budget.tokens:
@@ -305,6 +298,7 @@ def _add_turn(
     episode: Episode,
     text: str,
     content: str,
+    thoughts: dict[str, str],
     calls: Sequence[ToolCall | BrokenCall],
     answers: Sequence[str],
     error_role: str,
@@ -312,7 +306,7 @@ def _add_turn(
     good = [call for call in calls if isinstance(call, ToolCall)]
     if len(good) < len(calls):
         # A template cannot render a broken call, so the turn stands as the model wrote it.
-        episode.messages.append({"role": "assistant", "content": text})
+        episode.messages.append({"role": "assistant", "content": text, **thoughts})
         if error_role == "user":
             answers = ["\n".join(answers)]
         episode.messages += [{"role": error_role, "content": answer} for answer in answers]
@@ -324,30 +318,12 @@ def _add_turn(
         {"id": id_, "type": "function", "function": function}
         for id_, function in zip(ids, functions, strict=True)
     ]
-    episode.messages.append({"role": "assistant", "content": content, "tool_calls": made})
+    message = {"role": "assistant", "content": content, **thoughts, "tool_calls": made}
+    episode.messages.append(message)
     # After the time is up, fewer answers than calls.
     for id_, call, answer in zip(ids, good, answers, strict=False):
-        message = {"role": "tool", "name": call.name, "tool_call_id": id_, "content": answer}
-        episode.messages.append(message)
-
-
-@dataclass(frozen=True)
-class Question:
-    """A multiple-choice question.
-
-    Attributes:
-        id: Its name in the results, unique in its set.
-        text: The question alone.
-        options: The options in the order in which they are shown.
-        answer: Letter of the right option.
-        domain: Subject, as the prompt names it; may be empty.
-    """
-
-    id: str
-    text: str
-    options: tuple[str, ...]
-    answer: str
-    domain: str = ""
+        result = {"role": "tool", "name": call.name, "tool_call_id": id_, "content": answer}
+        episode.messages.append(result)
 
 
 def evaluate(
@@ -393,6 +369,7 @@ def evaluate(
         budget=budget,
         batch_size=batch_size,
         error_role=error_role,
+        samples=[sample for _, sample in tasks],
     )
     for index, episode in episodes:
         question, sample = tasks[index]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from focusft.data.synthetic import LOCATIONS, OBJECTS, World
 from focusft.errors import ConfigError
-from focusft.evaluation.babilong_data import read_rows
+from focusft.evaluation.babilong_data import Published, read_rows
 from focusft.evaluation.babilong_prompts import build_prompt
 from focusft.evaluation.haystack import (
     CountTokens,
@@ -100,6 +100,16 @@ def labels_of(task: str) -> tuple[str, ...]:
     return _LABELS[task]
 
 
+def gives_answer(task: str, question: str, output: str) -> bool:
+    """Whether an output names any label, right or wrong, that the question does not name.
+
+    Raises:
+        ConfigError: There is no such task.
+    """
+    labels = {label.lower() for label in labels_of(task)}
+    return bool((labels - _words(question)) & _words(output.rpartition("</think>")[2]))
+
+
 def draft_item(
     task: str, index: int, *, seed: int, budget: int, prose: Prose, count: CountTokens
 ) -> Draft:
@@ -167,18 +177,18 @@ def draft_item(
 
 def published_drafts(
     source: str | Path, task: str, length: str, *, samples: int, count: CountTokens
-) -> tuple[Sequence[Draft], Path]:
+) -> tuple[Sequence[Draft], Published]:
     """Items from the published data; nothing is added or cut.
 
     Args:
-        source: A file, or a folder with files for several tasks and lengths.
+        source: A file, a folder with files for several tasks and lengths, or a hub id.
         task: qa1 to qa10.
         length: Length as the data names it, such as "4k".
         samples: How many, from the first on.
         count: Tokens of a whole prompt.
 
     Returns:
-        The items, and the file that they come from.
+        The items, and the rows that they come from.
 
     Raises:
         ConfigError: There is no such task, or not as many rows.
@@ -186,13 +196,14 @@ def published_drafts(
     """
     if task not in DATA_TASKS:
         raise ConfigError(f"--tasks: babilong has no '{task}'; use some of {', '.join(DATA_TASKS)}")
-    rows, file = read_rows(source, task, length)
-    if len(rows) < samples:
+    published = read_rows(source, task, length)
+    if len(published.rows) < samples:
         raise ConfigError(
-            f"--samples: {samples} are more than the {len(rows)} rows of {file}; ask for fewer"
+            f"--samples: {samples} are more than the {len(published.rows)} rows of "
+            f"{published.source}; ask for fewer"
         )
     drafts = []
-    for row in rows[:samples]:
+    for row in published.rows[:samples]:
         prompt = build_prompt(task, row["input"], row["question"])
         drafts.append(
             Draft(
@@ -202,7 +213,7 @@ def published_drafts(
                 tokens=count(prompt, ""),
             )
         )
-    return drafts, file
+    return drafts, published
 
 
 def _words(text: str) -> set[str]:

@@ -1,54 +1,82 @@
-"""Read the published BABILong data (hub id `RMT-team/babilong`) from local files."""
+"""Read the published BABILong data from the hub (`RMT-team/babilong`) or from local files."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
+from focusft.data.hub import is_hub_name, load_hub
 from focusft.errors import DataError
 
 FIELDS = ("input", "question", "target")
 _SUFFIXES = (".json", ".jsonl", ".parquet")
 
 
-def read_rows(source: str | Path, task: str, length: str) -> tuple[list[dict[str, str]], Path]:
+@dataclass(frozen=True)
+class Published:
+    """Rows of one task at one length.
+
+    Attributes:
+        rows: Each with `input`, `question` and `target`.
+        source: The file's name, or the hub id with its configuration and split.
+        sha256: Hash of the file, or of the rows.
+    """
+
+    rows: list[dict[str, str]]
+    source: str
+    sha256: str
+
+
+def read_rows(source: str | Path, task: str, length: str) -> Published:
     """The rows of one task at one length.
 
     Args:
-        source: A file with the rows, or a folder: then the file whose path inside the folder
-            names both, such as `data/qa1/4k.json` or `qa1_4k.jsonl`.
+        source: A hub id, whose configurations are lengths and whose splits are tasks; or a file
+            with the rows, or a folder: then the file whose path inside the folder names both, such
+            as `data/qa1/4k.json` or `qa1_4k.jsonl`.
         task: Such as qa1.
         length: Such as 4k.
 
-    Returns:
-        Rows with `input`, `question` and `target`, and the file that they come from.
-
     Raises:
-        DataError: No file or several match, or the file does not hold such rows.
+        DataError: No file or several match, the hub does not give the set, or it does not hold
+            such rows.
     """
-    file = _find(Path(source), task, length)
-    rows = _read(file)
+    if is_hub_name(str(source)):
+        where = f"{source}:{length}:{task}"
+        name = where
+        given = load_hub(str(source), length, split=task)
+        rows = [{field: row.get(field) for field in FIELDS} for row in given]
+        digest = hashlib.sha256(json.dumps(rows).encode())
+    else:
+        file = _find(Path(source), task, length)
+        where, name = str(file), file.name
+        rows = _read(file)
+        digest = hashlib.sha256(file.read_bytes())
     if not rows:
-        raise DataError(f"{file}: no rows in it; download it again")
+        raise DataError(f"{where}: no rows in it; download it again")
     for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in FIELDS):
+        if not isinstance(row, dict) or not all(
+            isinstance(row.get(field), str) for field in FIELDS
+        ):
             raise DataError(
-                f"{file}: row {number} has not the texts {', '.join(FIELDS)}; "
+                f"{where}: row {number} has not the texts {', '.join(FIELDS)}; "
                 "give the data in BABILong's schema"
             )
-    return rows, file
+    return Published(rows, name, digest.hexdigest())
 
 
 def _find(source: Path, task: str, length: str) -> Path:
     if not source.is_dir():
         if source.suffix not in _SUFFIXES or not source.is_file():
             raise DataError(
-                f"{source}: no folder, and no file ending in {', '.join(_SUFFIXES)}; "
+                f"{source}: no hub id, no folder, and no file ending in {', '.join(_SUFFIXES)}; "
                 "check the path of --babilong_data"
             )
         return source

@@ -1,56 +1,450 @@
-"""Batched greedy generation with ordinary causal attention and a KV cache."""
+"""Models that go on from prompts: what they get, what they give back, and one on this machine.
+
+Shapes: B batch, V vocabulary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import hashlib
+import random
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol, get_args
 
-import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from focusft.data.template import ChatTemplate
+from focusft.errors import ConfigError, DataError, UnsupportedModelError
+from focusft.evaluation.answers import Answer, Limits, ThinkingTags, opens_thinking, without_tags
+from focusft.evaluation.batching import BatchSizes, is_out_of_memory
+from focusft.evaluation.decoding import Encoded, decode
+from focusft.evaluation.prompt_turns import turn_ids
+from focusft.evaluation.sampling import Sampling
+from focusft.method.architectures import has_sliding_window
+from focusft.method.attention import FLEX, SEGMENTS, install_backend
+from focusft.method.config import ContextBlocks
+from focusft.method.mask_check import check_masking
+
+Message = dict[str, Any]
+Prefill = Literal["causal", "bidirectional"]
+
+# Tokens that tokenizers may call special, but that say where a tool call begins.
+_KEPT_TAGS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>")
 
 
-def generate_greedily(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[dict[str, str]]],
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is to go on from.
+
+    Attributes:
+        messages: A conversation that ends where the assistant is to write; without a chat
+            template one message, whose content is the text.
+        answer_prefix: Raw text after the chat template.
+        max_new_tokens: Longest answer in tokens.
+        tools: JSON schemas for the chat template.
+        sample: Which sample of this prompt it is, where several are drawn: the same number gives
+            the same draw, whatever else is in the batch. If None, every draw is a new one.
+    """
+
+    messages: tuple[Message, ...]
+    answer_prefix: str = ""
+    max_new_tokens: int = 128
+    tools: tuple[dict[str, Any], ...] = ()
+    sample: int | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote.
+
+    Attributes:
+        text: The answer, without special tokens (but with the tags of tool calls) and without
+            the thinking before it.
+        prompt_tokens: Tokens of the prompt as the model got it.
+        tokens: Generated tokens, those of the thinking and the stop token included.
+        truncated: It ran out of tokens.
+        seconds: Its share of the time of its batch.
+        thinking: What stood between <think> and </think>, or after a <think> that never ended.
+        thinking_tokens: Tokens of the thinking, tags included.
+    """
+
+    text: str
+    prompt_tokens: int
+    tokens: int
+    truncated: bool
+    seconds: float
+    thinking: str = ""
+    thinking_tokens: int = 0
+
+
+class Generator(Protocol):
+    """A model, wherever it runs."""
+
+    def describe(self) -> dict[str, Any]:
+        """What a results file says of it: backend, model, dtype, sampling and so on."""
+
+    def batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Which prompts are best answered together: the indices of each batch."""
+
+    def complete(
+        self, prompts: Sequence[Prompt], batches: Sequence[Sequence[int]] | None = None
+    ) -> Iterator[tuple[int, Completion]]:
+        """Go on from prompts.
+
+        Args:
+            prompts: What to go on from.
+            batches: Indices of those that are to be answered, and which of them together: the
+                batch has an effect on the last digits of the logits. If None, all of them, as
+                `batches` puts them together.
+
+        Yields:
+            The index of a prompt and its completion, as they are done, in any order.
+        """
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
     *,
-    max_new_tokens: int,
-    batch_size: int,
-) -> Iterator[tuple[int, str]]:
-    """Answer conversations, sorted by length so that batches carry little padding.
+    chat: bool,
+    template_options: Mapping[str, Any] | None = None,
+) -> str:
+    """The text of a prompt as a model gets it, but for the BOS token of plain text.
 
     Args:
-        model: A causal language model in eval mode.
-        tokenizer: Its tokenizer, with a chat template.
-        prompts: Conversations that end where the assistant is to answer.
-        max_new_tokens: Longest answer in tokens.
-        batch_size: How many conversations are answered at once.
+        tokenizer: The model's tokenizer.
+        prompt: The prompt.
+        chat: Whether the chat template wraps it.
+        template_options: More arguments of the chat template, such as enable_thinking.
 
-    Yields:
-        The index of the prompt and the text of its answer, without special tokens.
+    Raises:
+        DataError: The chat template refuses the conversation, or there is none for it.
     """
-    encoded: list[Any] = [
-        tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)
-        for messages in prompts
-    ]
-    order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]["input_ids"]))
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        batch = tokenizer.pad(
-            {"input_ids": [encoded[index]["input_ids"] for index in indices]},
-            padding_side="left",
-            return_tensors="pt",
-        ).to(model.device)
-        with torch.inference_mode():
-            output = model.generate(
-                **batch,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        answers = output[:, batch["input_ids"].shape[1] :]
-        yield from zip(
-            indices, tokenizer.batch_decode(answers, skip_special_tokens=True), strict=True
+    if chat:
+        template = ChatTemplate(tokenizer, list(prompt.tools) or None, dict(template_options or {}))
+        text = template.render(list(prompt.messages), add_generation_prompt=True)
+    elif len(prompt.messages) == 1 and not prompt.tools:
+        text = str(prompt.messages[0]["content"])
+    else:
+        raise DataError(
+            "a conversation of several messages or with tools needs a chat template; "
+            "use the instruct version of the model"
         )
+    return text + prompt.answer_prefix
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    *,
+    chat: bool,
+    template_options: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """Token ids of a prompt, with one BOS where the model has one; see `render`."""
+    text = render(tokenizer, prompt, chat=chat, template_options=template_options)
+    return _tokenise(tokenizer, text, chat)
+
+
+def _tokenise(tokenizer: PreTrainedTokenizerBase, text: str, chat: bool) -> list[int]:
+    # A chat template writes the special tokens itself.
+    ids: list[int] = tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"]
+    return ids
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A prompt on its way through the model."""
+
+    index: int
+    encoded: Encoded
+    limits: Limits
+    is_thinking: bool
+    draws: random.Random
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.encoded.input_ids)
+
+    @property
+    def length(self) -> int:
+        """Most tokens, answer included."""
+        return self.prompt_tokens + self.limits.room
+
+
+class LocalGenerator:
+    """A transformers model on this machine.
+
+    The settings of the model's generation config (temperature, repetition penalty, ..) are not
+    used, only its stop tokens: what is done is what `Sampling` says.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        chat: bool | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        prefill: Prefill = "causal",
+        context_blocks: ContextBlocks = "merged",
+        sampling: Sampling | None = None,
+        batch_size: int | None = None,
+        thinking_budget: int | None = None,
+    ) -> None:
+        """Put the model in eval mode, with the attention that the prefill needs.
+
+        Args:
+            model: A causal language model.
+            tokenizer: Its tokenizer.
+            chat: Whether prompts go through the chat template; if None, where there is one.
+            template_options: More arguments of the chat template, such as enable_thinking.
+            prefill: "bidirectional" lets the context tokens of a prompt see each other as in
+                training (arXiv 2605.09932, section 3.2); what is generated is always causal.
+            context_blocks: For the bidirectional prefill, as in training.
+            sampling: How tokens are picked; greedily if None.
+            batch_size: Prompts answered at once; if None, as many as memory and speed allow.
+            thinking_budget: Most tokens of thinking, after which </think> is written for the
+                model and `max_new_tokens` are left for its answer. If None, the thinking takes
+                part of `max_new_tokens`.
+
+        Raises:
+            ConfigError: An option does not fit the tokenizer or has no such value.
+            UnsupportedModelError: The model has layers whose state is not keys and values, or
+                none that can be prefilled bidirectionally.
+        """
+        if chat and tokenizer.chat_template is None:
+            raise ConfigError("--chat: the tokenizer has no chat template; leave the option out")
+        if batch_size is not None and batch_size < 1:
+            raise ConfigError(f"--batch_size: {batch_size} is less than 1")
+        if prefill not in get_args(Prefill):
+            raise ConfigError(f"--prefill: '{prefill}' is neither causal nor bidirectional")
+        self._tags = ThinkingTags.of(tokenizer)
+        if thinking_budget is not None:
+            _check_thinking_budget(thinking_budget, self._tags)
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.chat = tokenizer.chat_template is not None if chat is None else chat
+        self.template_options = dict(template_options or {})
+        self.prefill = prefill
+        self.context_blocks = context_blocks
+        self.sampling = sampling or Sampling()
+        self.batch_size = batch_size
+        self.thinking_budget = thinking_budget
+        self._sizes = BatchSizes(model, batch_size)
+        self._stop_ids = _stop_ids(model, tokenizer)
+        self._dropped_ids = _special_ids(tokenizer)
+        self._positions = _positions(model)
+        self._draws = random.Random(f"{self.sampling.seed}")
+        if prefill == "bidirectional":
+            _make_bidirectional(model)
+
+    def describe(self) -> dict[str, Any]:
+        """What a results file says of it."""
+        return {
+            "backend": "transformers",
+            "model": self.model.name_or_path,
+            "weights_sha256": weights_fingerprint(self.model),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": self.model.device.type,
+            "attention": self.model.config._attn_implementation,
+            "prefill": self.prefill,
+            "context_blocks": self.context_blocks,
+            "chat": self.chat,
+            "template_options": self.template_options,
+            "sampling": asdict(self.sampling),
+            "batch_size": self.batch_size or "auto",
+            "thinking_budget": self.thinking_budget,
+        }
+
+    def batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """As many prompts together as memory holds, the longest first: a lack shows at once.
+
+        Raises:
+            DataError: As in `complete`.
+        """
+        waiting = [self._job(index, prompt) for index, prompt in enumerate(prompts)]
+        waiting.sort(key=lambda job: -job.length)
+        batches = []
+        while waiting:
+            size = self._sizes.next([job.length for job in waiting])
+            batches.append([job.index for job in waiting[:size]])
+            waiting = waiting[size:]
+        return batches
+
+    def complete(
+        self, prompts: Sequence[Prompt], batches: Sequence[Sequence[int]] | None = None
+    ) -> Iterator[tuple[int, Completion]]:
+        """Go on from prompts, batch by batch; one that memory does not hold is cut in two.
+
+        Args:
+            prompts: What to go on from.
+            batches: As in `Generator.complete`.
+
+        Yields:
+            The index of a prompt and its completion, batch by batch.
+
+        Raises:
+            DataError: A prompt and its answer exceed the positions of the model, or the chat
+                template refuses a conversation. Nothing is generated then.
+            UserError: Not even one prompt fits into memory.
+        """
+        if batches is None:
+            batches = self.batches(prompts)
+        waiting = deque([self._job(index, prompts[index]) for index in batch] for batch in batches)
+        while waiting:
+            batch = waiting.popleft()
+            if rest := batch[self._sizes.most :]:
+                waiting.appendleft(rest)
+                batch = batch[: self._sizes.most]
+            started = time.perf_counter()
+            try:
+                answers = self._answer(batch)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._sizes.halve(len(batch), batch[0].length)
+                waiting.appendleft(batch)
+                continue
+            seconds = time.perf_counter() - started
+            costs = [
+                job.prompt_tokens + len(answer.tokens)
+                for job, answer in zip(batch, answers, strict=True)
+            ]
+            for job, answer, cost in zip(batch, answers, costs, strict=True):
+                yield job.index, self._completion(job, answer, seconds * cost / sum(costs))
+
+    def _job(self, number: int, prompt: Prompt) -> _Job:
+        options = self.template_options
+        text = render(self.tokenizer, prompt, chat=self.chat, template_options=options)
+        ids = _tokenise(self.tokenizer, text, self.chat)
+        limits = Limits(self._stop_ids, prompt.max_new_tokens, self._tags, self.thinking_budget)
+        if not ids:
+            raise DataError(f"prompt {number}: it is empty; give the model something to go on from")
+        if self._positions is not None and len(ids) + limits.room > self._positions:
+            raise DataError(
+                f"prompt {number}: its {len(ids)} tokens and {limits.room} of the answer exceed "
+                f"the model's {self._positions} positions (max_position_embeddings); shorten it, "
+                "or use a model with a longer context"
+            )
+        turns = None
+        if self.prefill == "bidirectional":
+            template = (
+                ChatTemplate(self.tokenizer, list(prompt.tools) or None, options)
+                if self.chat
+                else None
+            )
+            turns = turn_ids(
+                self.tokenizer, text, prompt.answer_prefix, template, list(prompt.messages)
+            )
+        is_thinking = self.chat and opens_thinking(text.removesuffix(prompt.answer_prefix))
+        return _Job(number, Encoded(ids, turns), limits, is_thinking, self._source(ids, prompt))
+
+    def _source(self, ids: list[int], prompt: Prompt) -> random.Random:
+        """Random numbers of one answer, which do not depend on the other prompts of its batch."""
+        if prompt.sample is None:
+            return self._draws
+        content = hashlib.sha256(repr(ids).encode()).hexdigest()
+        return random.Random(f"{self.sampling.seed} {prompt.sample} {content}")
+
+    def _answer(self, batch: Sequence[_Job]) -> list[Answer]:
+        answers = [Answer(job.limits, is_thinking=job.is_thinking) for job in batch]
+
+        def choose(logits_BV: Tensor, rows: Sequence[int]) -> list[int]:
+            return self.sampling.pick(logits_BV, [batch[row].draws for row in rows])
+
+        decode(
+            self.model,
+            [job.encoded for job in batch],
+            answers,
+            longest_reply=max(job.limits.room for job in batch),
+            choose=choose,
+            prefill_tokens=self._sizes.prefill_tokens,
+            context_blocks=self.context_blocks,
+        )
+        return answers
+
+    def _completion(self, job: _Job, answer: Answer, seconds: float) -> Completion:
+        thinking = self._text(answer.tokens[: answer.thinking_tokens])
+        text = self._text(answer.tokens[answer.thinking_tokens :])
+        return Completion(
+            text=text.lstrip("\n") if thinking else text,
+            prompt_tokens=job.prompt_tokens,
+            tokens=len(answer.tokens),
+            truncated=not answer.is_stopped,
+            seconds=seconds,
+            thinking=without_tags(thinking),
+            thinking_tokens=answer.thinking_tokens,
+        )
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        kept = [token for token in tokens if token not in self._dropped_ids]
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
+
+
+def weights_fingerprint(model: PreTrainedModel) -> str:
+    """Hash of 64 values of every weight: training changes it, a copy to another place does not."""
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        values = weight.flatten()[:: max(1, weight.numel() // 64)]
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        digest.update(values.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_thinking_budget(budget: int, tags: ThinkingTags | None) -> None:
+    if budget < 0:
+        raise ConfigError(f"--thinking_budget: {budget} is negative")
+    if tags is None:
+        raise ConfigError(
+            "--thinking_budget: the model does not think between <think> and </think>; "
+            "leave the option out"
+        )
+
+
+def _make_bidirectional(model: PreTrainedModel) -> None:
+    """Install the training attention where it is not there yet, and see that it works."""
+    if has_sliding_window(model.config):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has layers without full attention (sliding window, chunked "
+            "or linear), where a bidirectional prefill is not defined; use --prefill causal"
+        )
+    before = model.config._attn_implementation
+    if before not in (SEGMENTS, FLEX):
+        install_backend(model, "auto")
+    try:
+        check_masking(model, "bidirectional")
+    except RuntimeError as error:
+        # The placeholder of the mask fits no attention but ours.
+        model.set_attn_implementation(before)
+        raise UnsupportedModelError(
+            f"{type(model).__name__} keeps keyword arguments from its attention, so the mask "
+            "cannot reach it; use --prefill causal"
+        ) from error
+
+
+def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    of_model = model.generation_config.eos_token_id if model.generation_config else None
+    found = of_model if isinstance(of_model, list) else [of_model]
+    return frozenset(id_ for id_ in [*found, tokenizer.eos_token_id] if id_ is not None)
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    return frozenset(
+        id_
+        for id_, token in tokenizer.added_tokens_decoder.items()
+        if token.special and token.content not in _KEPT_TAGS
+    )
+
+
+def _positions(model: PreTrainedModel) -> int | None:
+    """Most tokens that the model has positions for; None if there is no end."""
+    config = model.config.get_text_config(decoder=True).to_dict()
+    positions: int | None = config.get("max_position_embeddings")
+    rope = config.get("rope_parameters") or {}
+    if positions is None or rope.get("rope_type") not in ("yarn", "longrope", "dynamic"):
+        return positions
+    original = rope.get("original_max_position_embeddings") or positions
+    return max(positions, int(original * (rope.get("factor") or 1)))

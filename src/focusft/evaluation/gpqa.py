@@ -9,22 +9,20 @@ from __future__ import annotations
 import csv
 import os
 import random
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow
 import pyarrow.parquet
 
+from focusft.data.hub import is_hub_name, load_hub
+from focusft.data.multiple_choice import Question
 from focusft.errors import DataError
-from focusft.evaluation.agent import Message, Question
 
 _OPTIONS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 _DOMAIN = "High-level domain"
 COLUMNS = ("Question", *_OPTIONS, _DOMAIN)
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 
 def load_gpqa(source: str | Path, *, seed: int = 0) -> list[Question]:
@@ -60,31 +58,6 @@ def load_gpqa(source: str | Path, *, seed: int = 0) -> list[Question]:
     return questions
 
 
-def ask(question: Question, *, with_tools: bool) -> list[Message]:
-    r"""The messages that ask a question.
-
-    Args:
-        question: The question.
-        with_tools: Whether the prompt speaks of the code interpreter.
-    """
-    subject = f"{question.domain.lower()} " if question.domain else ""
-    tool = (
-        "You can call the code_interpreter tool to run Python code; each call starts afresh and "
-        "returns what the code prints. "
-        if with_tools
-        else ""
-    )
-    options = "\n".join(
-        f"({chr(ord('A') + number)}) {option}" for number, option in enumerate(question.options)
-    )
-    text = (
-        f"Solve the following {subject}problem step by step. {tool}"
-        "End with the letter of the right option in \\boxed{}, for example \\boxed{A}.\n\n"
-        f"{question.text}\n\n{options}"
-    )
-    return [{"role": "user", "content": text}]
-
-
 def _cell(row: dict[str, Any], name: str, where: str) -> str:
     value = row.get(name)
     text = "" if value is None else str(value).strip()
@@ -101,7 +74,7 @@ def _read(source: str) -> Iterator[dict[str, Any]]:
         rows = _read_csv(file)
     elif file.suffix == ".parquet":
         rows = _read_parquet(file)
-    elif _HUB_NAME.fullmatch(source) and not file.exists():
+    elif is_hub_name(source):
         rows = _read_hub(source)
     else:
         raise DataError(
@@ -148,15 +121,7 @@ def _read_parquet(file: Path) -> Iterator[dict[str, Any]]:
 
 def _read_hub(source: str) -> Iterator[dict[str, Any]]:
     name, _, config = source.partition(":")
-    try:
-        rows = datasets.load_dataset(name, config or None, split="train")
-    except Exception as error:
-        # The hub client raises many unrelated types, for a wrong name as for a missing network.
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"{source}: neither a file here nor a data set that the hub gives ({reason}); check "
-            "the name, and accept the set's terms with your account"
-        ) from error
+    rows = load_hub(name, config or None, split="train")
     _check_columns(rows.column_names, source)
     yield from rows
 

@@ -19,6 +19,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from focusft.data.hub import is_hub_name, load_hub, source_name
 from focusft.data.synthetic import FORBIDDEN, background_sentences
 from focusft.errors import DataError
 
@@ -193,18 +194,19 @@ def built_in_prose() -> Prose:
 
 
 def read_prose(paths: Sequence[str | Path]) -> Prose:
-    """Read prose from the user's files.
+    """Read prose from the user's files or the hub.
 
     Args:
-        paths: UTF-8 text files, or JSON files with an object that has a `text` (as RULER's
-            PaulGrahamEssays.json), or a list of such objects or of texts.
+        paths: UTF-8 text files; JSON files with an object that has a `text` (as RULER's
+            PaulGrahamEssays.json), or a list of such objects or of texts; hub ids `org/set` (its
+            split `train`) or `org/set:split` of sets with a column `text`.
 
     Raises:
-        DataError: A file cannot be read, or holds no sentence.
+        DataError: A file or set cannot be read, or holds no sentence.
     """
-    texts = [text for path in paths for text in _read_texts(Path(path))]
+    texts = [text for path in paths for text in _read_texts(path)]
     sentences = tuple(sentence for text in texts for sentence in split_sentences(text))
-    names = ", ".join(Path(path).name for path in paths)
+    names = ", ".join(map(source_name, paths))
     if not sentences:
         raise DataError(f"{names}: no sentence in it; give prose with full stops")
     return Prose((sentences,), source=names)
@@ -273,7 +275,10 @@ def _has_answer_word(sentence: str) -> bool:
     return any(word in lower for word in FORBIDDEN)
 
 
-def _read_texts(path: Path) -> list[str]:
+def _read_texts(source: str | Path) -> list[str]:
+    if is_hub_name(str(source)):
+        return _hub_texts(str(source))
+    path = Path(source)
     try:
         content = path.read_text(encoding="utf-8-sig")
         if path.suffix != ".json":
@@ -289,3 +294,15 @@ def _read_texts(path: Path) -> list[str]:
     if len(good) < len(texts):
         raise DataError(f"{path}: a row has no text; give objects with the field 'text'")
     return good
+
+
+def _hub_texts(source: str) -> list[str]:
+    name, _, split = source.partition(":")
+    rows = load_hub(name, split=split or "train")
+    texts: list[Any] = list(rows["text"]) if "text" in rows.column_names else [None]
+    if not all(isinstance(text, str) for text in texts):
+        raise DataError(
+            f"{source}: not every row has a text in the column 'text' "
+            f"(columns: {', '.join(rows.column_names)}); name a set of prose"
+        )
+    return texts

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from focusft.data.tokenise import tokenizer_fingerprint
 from focusft.errors import ConfigError, DataError
 from focusft.evaluation import babilong, ruler
+from focusft.evaluation.generation import Prompt, encode
 from focusft.evaluation.haystack import (
     DoesNotFitError,
     Draft,
@@ -56,7 +58,7 @@ class Item:
         prompt: The user's turn, before the chat template.
         answer_prefix: Raw text after the chat template that the answer goes on from.
         references: The right answers, as the suite's score takes them.
-        max_new_tokens: Tokens kept for the answer.
+        max_new_tokens: Tokens kept for the answer, thinking included.
         tokens: Tokens of the whole prompt as `prompt_ids` gives them.
         fill: Part of the length that prompt and answer take.
         question: The question alone, where the suite's score needs it.
@@ -105,20 +107,12 @@ def prompt_ids(
         chat: Whether the chat template wraps the prompt.
         template_options: More arguments of the chat template, such as enable_thinking.
     """
-    text = prompt
-    if chat:
-        text = str(
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}],
-                tokenize=False,
-                add_generation_prompt=True,
-                **(template_options or {}),
-            )
-        )
-    # A chat template writes the special tokens itself.
-    encoded = tokenizer(text + answer_prefix, add_special_tokens=not chat, verbose=False)
-    ids: list[int] = encoded["input_ids"]
-    return ids
+    return encode(
+        tokenizer,
+        Prompt(({"role": "user", "content": prompt},), answer_prefix),
+        chat=chat,
+        template_options=template_options,
+    )
 
 
 @dataclass(frozen=True)
@@ -132,7 +126,7 @@ class ItemSet:
         samples: Items per task and length.
         header: What the manifest says before the items are made.
         draft: Makes one item's draft from task, length and index.
-        max_new_tokens: Tokens kept for the answer, per task.
+        max_new_tokens: Tokens kept for the answer, thinking included, per task.
         published: Whether the items are published data, which is not fitted to a length.
     """
 
@@ -193,6 +187,7 @@ def make_items(
     chat: bool | None = None,
     template_options: Mapping[str, Any] | None = None,
     max_new_tokens: int | None = None,
+    thinking_tokens: int = 0,
     prose: Sequence[str | Path] = (),
     squad: str | Path | None = None,
     hotpotqa: str | Path | None = None,
@@ -209,17 +204,18 @@ def make_items(
         tasks: Tasks of the suite; all of them if None.
         chat: Whether prompts go through the chat template; if None, where there is one.
         template_options: More arguments of the chat template.
-        max_new_tokens: Tokens kept for the answer, for models that think before it; if None, as
-            the benchmark has it.
-        prose: Files with the background of babilong and the essays of ruler; the built-in prose,
-            marked as a stand-in, if there are none.
-        squad: SQuAD file for qa_1; made-up questions, marked as a stand-in, if None.
-        hotpotqa: HotpotQA file for qa_2; the same.
-        babilong_data: File or folder of published BABILong data to use instead of our worlds.
+        max_new_tokens: Tokens kept for the answer; if None, as the benchmark has it.
+        thinking_tokens: Tokens kept for the thinking before the answer, on top of that.
+        prose: Files or hub ids with the background of babilong and the essays of ruler; the
+            built-in prose, marked as a stand-in, if there are none.
+        squad: SQuAD file or hub id for qa_1; made-up questions, marked as a stand-in, if None.
+        hotpotqa: HotpotQA file or hub id for qa_2; the same.
+        babilong_data: File, folder or hub id of published BABILong data to use instead of our
+            worlds.
 
     Raises:
         ConfigError: An option has no such value. While iterating: a length is too short.
-        DataError: A file cannot be used.
+        DataError: A file or set of the hub cannot be used.
     """
     if suite not in SUITES:
         raise ConfigError(f"--suite: '{suite}' is none of {', '.join(SUITES)}")
@@ -244,18 +240,24 @@ def make_items(
     corpora: dict[str, Any]
     if suite == "babilong":
         names = _checked_tasks(tasks, babilong.DATA_TASKS if babilong_data else BABI_TASKS)
-        kept = dict.fromkeys(names, max_new_tokens or babilong.MAX_NEW_TOKENS)
+        answer_tokens = max_new_tokens or babilong.MAX_NEW_TOKENS
+        kept = dict.fromkeys(names, answer_tokens + thinking_tokens)
         if babilong_data is not None:
             published: dict[tuple[str, int], Sequence[Draft]] = {}
             corpora = {}
             for name in names:
                 for length in lengths:
                     label = length_label(length)
-                    drafts, file = babilong.published_drafts(
+                    drafts, rows = babilong.published_drafts(
                         babilong_data, name, label, samples=samples, count=count
                     )
                     published[name, length] = drafts
-                    corpora[f"{name}_{label}"] = _file_entry(file, [name])
+                    corpora[f"{name}_{label}"] = {
+                        "source": rows.source,
+                        "sha256": rows.sha256,
+                        "stand_in": False,
+                        "tasks": [name],
+                    }
 
             def draft(task: str, length: int, index: int) -> Draft:
                 return published[task, length][index]
@@ -276,15 +278,15 @@ def make_items(
 
     else:
         names = _checked_tasks(tasks, ruler.TASKS)
-        kept = {name: max_new_tokens or ruler.MAX_NEW_TOKENS[name] for name in names}
-        outside = ruler.Corpora(
-            essays=_prose(prose),
-            words=load_words(),
-            questions={
-                "qa_1": read_squad(squad) if squad else stand_in_questions("qa_1"),
-                "qa_2": read_hotpotqa(hotpotqa) if hotpotqa else stand_in_questions("qa_2"),
-            },
-        )
+        kept = {
+            name: (max_new_tokens or ruler.MAX_NEW_TOKENS[name]) + thinking_tokens for name in names
+        }
+        questions: dict[str, QuestionSet] = {}
+        if "qa_1" in names:
+            questions["qa_1"] = read_squad(squad) if squad else stand_in_questions("qa_1")
+        if "qa_2" in names:
+            questions["qa_2"] = read_hotpotqa(hotpotqa) if hotpotqa else stand_in_questions("qa_2")
+        outside = ruler.Corpora(essays=_prose(prose), words=load_words(), questions=questions)
         corpora = _ruler_entries(outside, names)
 
         def draft(task: str, length: int, index: int) -> Draft:
@@ -310,6 +312,7 @@ def make_items(
         "chat": chat,
         "template_options": dict(template_options or {}),
         "max_new_tokens": kept,
+        "thinking_tokens": thinking_tokens,
         "corpora": corpora,
         "stand_in": any(corpus["stand_in"] for corpus in corpora.values()),
     }
@@ -318,12 +321,15 @@ def make_items(
     )
 
 
-def write_items(items: ItemSet, folder: str | Path) -> dict[str, Any]:
+def write_items(
+    items: ItemSet, folder: str | Path, advance: Callable[[], object] = lambda: None
+) -> dict[str, Any]:
     """Write the items and then their manifest.
 
     Args:
         items: From `make_items`.
         folder: Where `prompts.jsonl` and `manifest.json` go; it is made if it is not there.
+        advance: Called after each item, for a progress bar.
 
     Returns:
         The manifest: the header, and under "cells" the true token counts and fill rates of each
@@ -343,6 +349,7 @@ def write_items(items: ItemSet, folder: str | Path) -> dict[str, Any]:
             file.write(line)
             digest.update(line)
             cells.setdefault(item.task, {}).setdefault(str(item.length), _Cell()).add(item)
+            advance()
     manifest = items.header | {
         "prompts_sha256": digest.hexdigest(),
         "cells": {
@@ -386,6 +393,29 @@ def length_label(length: int) -> str:
     if thousands >= 1000:
         return f"{thousands // 1000}M"
     return f"{thousands}k"
+
+
+def length_name(length: int) -> str:
+    """A length for people: "512", "1k", "1.5k", "128k", "1M"."""
+    for unit, letter in ((1 << 20, "M"), (1 << 10, "k")):
+        if length >= unit and length * 2 % unit == 0:
+            return f"{length / unit:g}{letter}"
+    return str(length)
+
+
+def parse_length(text: str) -> int:
+    """Tokens from "4096", "4k" (4096), "0.5k" (512) or "1M" (1048576).
+
+    Raises:
+        ConfigError: It is no length.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmM]?)", text.strip())
+    if match is None:
+        raise ConfigError(f"--lengths: '{text}' is no length; write tokens as 512, 0.5k, 4k or 1M")
+    tokens = float(match[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20}[match[2].lower()]
+    if not tokens.is_integer():
+        raise ConfigError(f"--lengths: '{text}' is no whole number of tokens")
+    return int(tokens)
 
 
 class _Cell:
@@ -461,11 +491,6 @@ def _entry(corpus: WordList | QuestionSet, tasks: Sequence[str]) -> dict[str, An
         "stand_in": corpus.stand_in,
         "tasks": list(tasks),
     }
-
-
-def _file_entry(file: Path, tasks: Sequence[str]) -> dict[str, Any]:
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return {"source": file.name, "sha256": digest, "stand_in": False, "tasks": list(tasks)}
 
 
 def _ruler_entries(corpora: ruler.Corpora, tasks: Sequence[str]) -> dict[str, Any]:

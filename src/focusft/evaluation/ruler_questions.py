@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
+from focusft.data.hub import source_name
 from focusft.errors import ConfigError, DataError
 from focusft.evaluation.haystack import (
     CountTokens,
@@ -20,6 +20,7 @@ from focusft.evaluation.haystack import (
     fit,
     rng_for,
 )
+from focusft.evaluation.question_sources import hotpotqa_json, squad_json
 
 _QA = (
     "Answer the question based on the given documents. Only give me the answer and do not output "
@@ -175,13 +176,16 @@ def _draft(
 
 
 def read_squad(path: str | Path) -> QuestionSet:
-    """Read SQuAD (1.1 or 2.0) as published; questions without an answer are left out.
+    """Read SQuAD (1.1 or 2.0); questions without an answer are left out.
+
+    Args:
+        path: The published JSON file, or a hub id such as rajpurkar/squad_v2.
 
     Raises:
-        DataError: The file cannot be read or has another schema.
+        DataError: The file or set cannot be read or has another schema.
     """
-    data = _read_json(path)
     try:
+        data = squad_json(path)
         texts = sorted({p["context"] for article in data["data"] for p in article["paragraphs"]})
         number = {text: index for index, text in enumerate(texts)}
         questions = []
@@ -197,19 +201,22 @@ def read_squad(path: str | Path) -> QuestionSet:
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path}: not in SQuAD's schema (data, paragraphs, context, qas): {error!r}; "
-            "give the published JSON file"
+            "give the published JSON file or hub id"
         ) from error
     return _question_set(texts, questions, path)
 
 
 def read_hotpotqa(path: str | Path) -> QuestionSet:
-    """Read HotpotQA's distractor set as published.
+    """Read HotpotQA's distractor set.
+
+    Args:
+        path: The published JSON file, or a hub id such as hotpotqa/hotpot_qa.
 
     Raises:
-        DataError: The file cannot be read or has another schema.
+        DataError: The file or set cannot be read or has another schema.
     """
-    data = _read_json(path)
     try:
+        data = hotpotqa_json(path)
         paragraphs = [
             {title: f"{title}\n{''.join(sentences)}" for title, sentences in row["context"]}
             for row in data
@@ -226,7 +233,7 @@ def read_hotpotqa(path: str | Path) -> QuestionSet:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{path}: not in HotpotQA's schema (question, answer, context, supporting_facts): "
-            f"{error!r}; give the published JSON file"
+            f"{error!r}; give the published JSON file or hub id"
         ) from error
     return _question_set(texts, questions, path)
 
@@ -288,13 +295,4 @@ def _question_set(
 ) -> QuestionSet:
     if not questions:
         raise DataError(f"{path}: no question with an answer in it; give another file")
-    return QuestionSet(tuple(texts), tuple(questions), Path(path).name)
-
-
-def _read_json(path: str | Path) -> Any:
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}); give the published file") from error
+    return QuestionSet(tuple(texts), tuple(questions), source_name(path))

@@ -3,7 +3,8 @@ r"""Run Python code that a model wrote, where it can do no harm.
 `run(code)` starts a fresh interpreter in bubblewrap: own process, network, IPC and mount
 namespaces, a read-only system, a small private /tmp, no environment, no capabilities, a
 system-call filter (`seccomp.py`), and limits on time, memory, processes, files and output.
-Nothing that the code started outlives the call.
+Nothing that the code started outlives the call. (If this process is killed in the milliseconds in
+which bubblewrap sets up its namespaces, an idle process of bubblewrap stays, without any code.)
 
 What the code can see of the host: /usr/bin and /usr/lib (read-only), the interpreter's own folders
 if it lives elsewhere, the names in the process's mount table, and the kernel's public figures in

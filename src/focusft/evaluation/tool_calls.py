@@ -313,6 +313,13 @@ def _checked(name: Any, arguments: Any, schemas: dict[str, dict[str, Any]]) -> T
             raise _CallError("'arguments' is a string that holds no JSON object") from None
     if not isinstance(arguments, dict):
         raise _CallError("'arguments' must be a JSON object")
+    try:
+        # A chat template has to write them again, and a tokenizer to read that.
+        json.dumps(arguments, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise _CallError("'arguments' holds half a surrogate pair, which is no text") from None
+    except RecursionError:
+        raise _CallError("'arguments' is nested too deeply") from None
     parameters = _parameters(schemas[name])
     for key in parameters.get("required", []):
         if key not in arguments:

@@ -107,7 +107,7 @@ def read_architecture(model: nn.Module, config: FocusConfig) -> Architecture:
     Raises:
         UnsupportedModelError: The model has a part that the method does not cover.
     """
-    causal_lm = _causal_lm(model)
+    causal_lm = unwrap_causal_lm(model)
     _refuse_unsupported(causal_lm)
     decoder = causal_lm.get_decoder()
     children = dict(decoder.named_children())
@@ -134,7 +134,12 @@ def read_architecture(model: nn.Module, config: FocusConfig) -> Architecture:
     return Architecture(causal_lm, decoder, layers, first_adapted, norm, head, tuple(targets))
 
 
-def _causal_lm(model: nn.Module) -> PreTrainedModel:
+def unwrap_causal_lm(model: nn.Module) -> PreTrainedModel:
+    """The transformers model itself, without PEFT around it.
+
+    Raises:
+        UnsupportedModelError: It is no decoder-only transformers model.
+    """
     if is_peft_available():
         from peft import PeftModel
 

@@ -14,6 +14,7 @@ Shapes: B batch, H query heads, G key heads, S sequence, D features of a head.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
@@ -33,6 +34,10 @@ from focusft.method.turns import TurnLayout
 
 logger = logging.getLogger(__name__)
 
+# Called with the queries [B, H, S, D] and keys [B, G, S, D] of a layer, after the positions are
+# in, and with what their products are multiplied by.
+Observer = Callable[[Tensor, Tensor, float], None]
+
 # The keyword under which a layer hands the attention of a call on to its attention function.
 ATTENTION = "focus_attention"
 # Names without "sdpa", "flash" or "flex_attention", on which transformers branches.
@@ -48,10 +53,12 @@ class TurnAttention:
         mask: What every attention must get as its `attention_mask`: the dense mask, or an empty
             placeholder, which no other attention function can broadcast.
         kernel: What the backend needs instead of the mask.
+        observer: Sees the queries and keys of each attention, "segments" and "flex" only.
     """
 
     mask: Tensor
     kernel: SegmentPlan | BlockMask | None = None
+    observer: Observer | None = None
 
     @property
     def model_kwargs(self) -> dict[str, Any]:
@@ -63,6 +70,12 @@ class TurnAttention:
         if isinstance(self.kernel, SegmentPlan):
             return replace(self, kernel=self.kernel.only(rows_BS))
         return self
+
+    def show(self, query_BHSD: Tensor, key_BGSD: Tensor, scaling: float | None) -> None:
+        """Let the observer look, if there is one."""
+        if self.observer is not None:
+            factor = query_BHSD.shape[-1] ** -0.5 if scaling is None else scaling
+            self.observer(query_BHSD, key_BGSD, factor)
 
 
 def install_backend(
@@ -184,6 +197,7 @@ def _segments_forward(
         )
     check_mask_arrived(module, {**kwargs, "attention_mask": attention_mask})
     assert isinstance(turns.kernel, SegmentPlan)
+    turns.show(query, key, scaling)
     return segment_attention(query, key, value, turns.kernel, scaling, dropout), None
 
 
@@ -208,6 +222,7 @@ def _flex_forward(
             "attention_backend=flex has no attention dropout; use segments, or set "
             "attention_dropout to 0 in the model's config"
         )
+    turns.show(query, key, scaling)
     attend = _compiled_flex_attention() if query.is_cuda else flex_attention
     output_BHSD = attend(
         query,

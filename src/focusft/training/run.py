@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from transformers import set_seed
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from focusft.data import prepare_dataset
+from focusft.data.marked import read_marked
 from focusft.errors import ConfigError
 from focusft.training.config import TrainConfig
+from focusft.training.live_probe import PROBE_EXAMPLES
 from focusft.training.models import load_model, load_tokenizer
 from focusft.training.provenance import versions, write_json
 from focusft.training.trainer import FocuSFTTrainer
@@ -62,6 +65,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         train_dataset=datasets["train"],
         eval_dataset=datasets.get("val"),
         processing_class=tokenizer,
+        probe_set=_probe_set(config, tokenizer, console) if config.probe_steps else None,
     )
     console.print(f"attention: {trainer.engine.attention_backend}")
     if checkpoint:
@@ -85,3 +89,22 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         write_json(folder / "results.json", results)
         console.print(f"trained model and results.json: {folder}", soft_wrap=True)
     return results
+
+
+def _probe_set(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, console: Console
+) -> list[dict[str, Tensor]]:
+    """The first examples of the validation data, which know content and marked facts."""
+    name = "val_data" if config.val_data else "train_data"
+    marked = read_marked(
+        [path.strip() for path in vars(config)[name].split(",")],
+        tokenizer,
+        samples=PROBE_EXAMPLES,
+        max_length=config.max_length,
+        length_policy=config.length_policy,
+    )
+    console.print(
+        f"attention probe: first {len(marked.examples)} examples of {name}, "
+        f"every {config.probe_steps} steps"
+    )
+    return [example.batch() for example in marked.examples]

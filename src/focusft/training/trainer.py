@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.trainer_utils import has_length
 
 from focusft.data import ConversationCollator, LengthBucketedSampler
 from focusft.errors import ConfigError, UserError
@@ -22,7 +25,9 @@ from focusft.method.engine import FocusEngine
 from focusft.method.inner_loop import InnerTrace
 from focusft.method.loss import PredictedRows, plain_response_loss
 from focusft.method.turns import TurnLayout
+from focusft.training.checkpointing import checkpoint_selectively
 from focusft.training.config import FocuSFTConfig
+from focusft.training.live_probe import PROBE_EXAMPLES, LiveProbe
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +58,23 @@ class FocuSFTTrainer(Trainer):
     attention, `eval_loss_bidirectional` with the mask of training.
     """
 
-    def __init__(self, model: nn.Module, args: FocuSFTConfig, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        args: FocuSFTConfig,
+        *,
+        probe_set: Sequence[Mapping[str, Tensor]] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Attach FocuSFT to the model and set up the trainer.
+
+        Args:
+            model: As for `focusft.attach`.
+            args: The options.
+            probe_set: Batches whose attention is measured during training, see
+                `focusft.analysis.dilution.measure_documents`. By default the first examples of
+                the validation data, or of the training data without any.
+            kwargs: As for `transformers.Trainer`.
 
         Raises:
             ConfigError: The options ask for a parallelism that the method does not cover.
@@ -73,9 +93,21 @@ class FocuSFTTrainer(Trainer):
         super().__init__(model=model, args=args, **kwargs)
         # The loss below takes num_items_in_batch, whatever the model's own forward does.
         self.model_accepts_loss_kwargs = True
+        if args.checkpointing == "selective":
+            checkpoint_selectively(model)
         self._window = _Window()
         self.inner_steps_watched = 0
         self.inner_steps_raised = 0
+        self.live_probe: LiveProbe | None = None
+        if args.probe_steps:
+            batches = self._first_examples() if probe_set is None else probe_set
+            self.live_probe = LiveProbe(
+                model,
+                self.focus_config,
+                [self._prepare_inputs(dict(batch)) for batch in batches],
+                args.probe_steps,
+                watches_batch=self.engine.attention_backend in ("segments", "flex"),
+            )
 
     def compute_loss(
         self,
@@ -89,16 +121,17 @@ class FocuSFTTrainer(Trainer):
         tokens = inputs["input_ids"].numel() if mask_BS is None else mask_BS.sum().item()
         self._window.tokens += int(tokens)
         self._window.response_tokens += inputs["labels"].ne(-100).sum().item()
-        if self._is_stock:
-            total, count = response_loss(model, inputs, "causal")
-            normaliser = count if num_items_in_batch is None else num_items_in_batch
-            loss = total / torch.as_tensor(normaliser).clamp(min=1)
-            outputs = None
-        else:
-            self.engine.step = self.state.global_step
-            outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
-            loss = outputs.loss
-            self._keep_trace(self.engine.trace)
+        with self._probed(inputs):
+            if self._is_stock:
+                total, count = response_loss(model, inputs, "causal")
+                normaliser = count if num_items_in_batch is None else num_items_in_batch
+                loss = total / torch.as_tensor(normaliser).clamp(min=1)
+                outputs = None
+            else:
+                self.engine.step = self.state.global_step
+                outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
+                loss = outputs.loss
+                self._keep_trace(self.engine.trace)
         if not math.isfinite(loss.item()):
             raise TrainingStopped(
                 f"step {self.state.global_step}: the loss is {loss.item()}; lower learning_rate "
@@ -167,6 +200,12 @@ class FocuSFTTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; afterwards name an inner step size that was too large, and its mend."""
         output = super().train(*args, **kwargs)
+        probe, step = self.live_probe, self.state.global_step
+        if probe is not None and probe.last_step != step:
+            with self.compute_loss_context_manager():
+                metrics = probe.measure_set(step)
+            if metrics:
+                self.log(metrics)
         if self.inner_steps_raised:
             logger.warning(
                 "%d of %d inner steps raised the inner loss (inner_lr=%g): lower inner_lr or set "
@@ -184,6 +223,39 @@ class FocuSFTTrainer(Trainer):
         (folder / "training_args.bin").unlink(missing_ok=True)
         options = yaml.safe_dump(self.focusft_args.resolved(), sort_keys=True, allow_unicode=True)
         (folder / RESOLVED_CONFIG).write_text(options, encoding="utf-8")
+
+    @contextmanager
+    def _probed(self, inputs: dict[str, Any]) -> Iterator[None]:
+        """Measure attention before and in a training call, where that is due."""
+        probe, step = self.live_probe, self.state.global_step
+        if probe is None or not probe.is_due(step):
+            yield
+            return
+        metrics = probe.measure_set(step)
+        with probe.watch_batch(inputs) as found:
+            yield
+        metrics |= probe.batch_metrics(found, self.accelerator.gather)
+        if metrics:
+            self.log(metrics)
+
+    def _first_examples(self) -> list[dict[str, Tensor]]:
+        """Batches of one example each, with labels."""
+        name, dataset = "eval_dataset", self.eval_dataset
+        if isinstance(dataset, dict):
+            dataset = next(iter(dataset.values()), None)
+        if dataset is None:
+            name, dataset = "train_dataset", self.train_dataset
+        if dataset is None or not has_length(dataset):
+            logger.warning(
+                "probe_steps: no data set with a length to take a probe set from, so only batches "
+                "are probed; pass eval_dataset"
+            )
+            return []
+        examples: Any = dataset
+        count = min(PROBE_EXAMPLES, len(examples))
+        logger.info("the attention probe takes the first %d examples of %s", count, name)
+        batches = [self.data_collator([examples[index]]) for index in range(count)]
+        return [batch for batch in batches if (batch["labels"][:, 1:] != -100).any()]
 
     def _keep_trace(self, trace: InnerTrace | None) -> None:
         if trace is None:

@@ -12,7 +12,8 @@ from transformers.training_args import OptimizerNames
 from focusft.errors import ConfigError
 from focusft.training.config import TrainConfig
 from focusft.training.models import meta_model
-from focusft.training.plan import ModelShape, Plan, PrecisionName, Setup
+from focusft.training.plan import Plan
+from focusft.training.plan.setup import ModelShape, PrecisionName, Setup
 
 GIB = 1024**3
 _ADDED = {
@@ -25,7 +26,6 @@ _ADDED = {
     "FSDP2 unsharded gradients",
     "autocast weight copies",
     "activations, kept",
-    "activations, checkpointed",
     "attention of one layer",
     "logits",
     "dense mask",
@@ -74,7 +74,7 @@ def plan_training(
         turns=turns,
         accumulation=config.gradient_accumulation_steps,
         precision=_precision(config, model.config.dtype),
-        checkpointing=bool(config.activation_checkpointing),
+        checkpointing=config.checkpointing,
         data_parallel=data_parallel,
         shards=shards,
         optimizer=OptimizerNames(config.optim).value,
@@ -111,7 +111,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         f"{shape.family}, {shape.parameters / 1e9:.2f}B parameters, {shape.layers} layers, "
         f"{shape.adapted} with fast weights; {setup.documents} x {setup.length} tokens, "
         f"{setup.response_tokens} of them response; {setup.precision}, "
-        f"checkpointing {'on' if setup.checkpointing else 'off'}; {setup.data_parallel} devices, "
+        f"checkpointing {setup.checkpointing}; {setup.data_parallel} devices, "
         f"{setup.shards} shards; K = {focus.num_inner_steps}",
         soft_wrap=True,
     )

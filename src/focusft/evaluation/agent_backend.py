@@ -1,0 +1,99 @@
+"""A generator as the model of the tool loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from focusft.data.rows import Message
+from focusft.data.template import ChatTemplate
+from focusft.data.tool_text import with_tools
+from focusft.errors import ConfigError, DataError
+from focusft.evaluation.agent import Reply
+from focusft.evaluation.generation import Generator, Prompt, encode
+
+
+class GeneratorBackend:
+    """Lets a `Generator` speak in the tool loop.
+
+    Prompts are rendered as in training: tools go to the chat template, or into the messages where
+    the template knows none (`focusft.data.tool_text`).
+
+    Args:
+        generator: The model.
+        tokenizer: Its tokenizer, with a chat template.
+        context_tokens: Most tokens of a conversation and the next reply; a conversation that has
+            no room left gets an empty reply that counts as truncated. None: no such limit.
+
+    Raises:
+        ConfigError: The tokenizer has no chat template.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        context_tokens: int | None = None,
+    ) -> None:
+        if not tokenizer.chat_template:
+            raise ConfigError(
+                f"{tokenizer.name_or_path}: the tool loop needs a chat template; use the instruct "
+                "version of the model"
+            )
+        self.generator = generator
+        self.tokenizer = tokenizer
+        self.context_tokens = context_tokens
+
+    def generate(
+        self,
+        conversations: Sequence[list[Message]],
+        *,
+        tools: list[dict[str, Any]] | None,
+        max_new_tokens: Sequence[int],
+        samples: Sequence[int],
+    ) -> list[Reply]:
+        """Write the next assistant message of each conversation; see `agent.Backend`."""
+        replies = [Reply("", 0, truncated=True)] * len(conversations)
+        prompts: dict[int, Prompt] = {}
+        for index, messages in enumerate(conversations):
+            shown, schemas = with_tools(self.tokenizer, messages, tools)
+            prompt = Prompt(
+                messages=tuple(shown),
+                max_new_tokens=max_new_tokens[index],
+                tools=tuple(schemas or ()),
+                sample=samples[index],
+            )
+            if self.context_tokens is not None:
+                room = self.context_tokens - len(encode(self.tokenizer, prompt, chat=True))
+                prompt = replace(prompt, max_new_tokens=min(prompt.max_new_tokens, room))
+            if prompt.max_new_tokens > 0:
+                prompts[index] = prompt
+        if not prompts:
+            return replies
+        indices = list(prompts)
+        for place, answer in self.generator.complete(list(prompts.values())):
+            replies[indices[place]] = Reply(
+                answer.text, answer.tokens, answer.truncated, answer.thinking
+            )
+        return replies
+
+    def error_role(self, tools: list[dict[str, Any]]) -> str:
+        """Role of a message that answers a call that could not be made.
+
+        "tool" where the chat template shows such a message without a call before it, else "user".
+        """
+        messages: list[Message] = [
+            {"role": "user", "content": "probe_question"},
+            {"role": "assistant", "content": "probe_call"},
+            {"role": "tool", "content": "probe_error"},
+        ]
+        shown, schemas = with_tools(self.tokenizer, messages, tools)
+        try:
+            text = ChatTemplate(self.tokenizer, schemas).render(shown, add_generation_prompt=True)
+        except DataError:
+            return "user"
+        return "tool" if "probe_error" in text else "user"

@@ -1,0 +1,208 @@
+"""Paired differences between two runs over the same items."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.table import Table
+
+from focusft.errors import ConfigError, DataError
+from focusft.evaluation.items import length_name
+from focusft.evaluation.run import ITEMS_FILE, RESULTS_FILE
+from focusft.evaluation.settings import differences
+from focusft.evaluation.statistics import bootstrap_interval, mean_of_means
+
+# What a manifest says of the items after they are made.
+_MADE = ("prompts_sha256", "cells")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """The part of an item's line that a comparison needs.
+
+    Attributes:
+        number: The same at another length is the same story, or the same needles.
+        content: Hash of prompt and references.
+    """
+
+    task: str
+    length: str
+    number: str
+    content: str
+    score: float
+    lenient: float | None
+
+
+@dataclass(frozen=True)
+class _Pair:
+    task: str
+    length: str
+    number: str
+    difference: float
+    lenient: float | None
+
+
+def compare_runs(run: Path, baseline: Path) -> dict[str, Any]:
+    """Score of a run minus that of another one, item by item.
+
+    Intervals are percentile bootstraps over items. Over several lengths, an item is drawn with all
+    its lengths, which share its story; over several tasks, items are drawn within their task, and
+    every task weighs the same.
+
+    Args:
+        run: Folder of a finished run.
+        baseline: Folder of the finished run that is subtracted.
+
+    Returns:
+        "cells": {task: {length: figures}}, "tasks": {task: figures}, "lengths": {length: figures},
+        "overall": figures. Figures: "difference", "low", "high", "n", and how many items are
+        "better" and "worse"; for babilong the same with "_lenient".
+
+    Raises:
+        ConfigError: The runs do not have the same items.
+        DataError: A run is not finished, or a file of it cannot be read.
+    """
+    pairs = _paired(run, baseline)
+    tasks = list(dict.fromkeys(pair.task for pair in pairs))
+    lengths = list(dict.fromkeys(pair.length for pair in pairs))
+    return {
+        "run": str(run),
+        "baseline": str(baseline),
+        "cells": {
+            task: {
+                length: _figures(p for p in pairs if (p.task, p.length) == (task, length))
+                for length in lengths
+            }
+            for task in tasks
+        },
+        "tasks": {task: _figures(p for p in pairs if p.task == task) for task in tasks},
+        "lengths": {length: _figures(p for p in pairs if p.length == length) for length in lengths},
+        "overall": _figures(pairs),
+    }
+
+
+def comparison_table(comparison: dict[str, Any]) -> Table:
+    """The differences for a terminal, run minus baseline; bold where the interval leaves out 0."""
+    lengths = list(comparison["lengths"])
+    table = Table(
+        "",
+        title="difference in points [95%]",
+    )
+    for name in [*(length_name(int(length)) for length in lengths), "all"]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for task, row in comparison["cells"].items():
+        cells = [*(row[length] for length in lengths), comparison["tasks"][task]]
+        table.add_row(task, *map(_shown, cells))
+    table.add_section()
+    table.caption = f"{comparison['run']} minus {comparison['baseline']}"
+    table.add_row("mean", *map(_shown, [*comparison["lengths"].values(), comparison["overall"]]))
+    return table
+
+
+def _shown(figures: dict[str, Any]) -> str:
+    low, high = figures["low"], figures["high"]
+    text = f"{100 * figures['difference']:+.1f} \\[{100 * low:+.0f}, {100 * high:+.0f}]"
+    return f"[bold]{text}[/bold]" if low > 0 or high < 0 else text
+
+
+def _figures(pairs: Iterable[_Pair]) -> dict[str, Any]:
+    pairs = list(pairs)
+    figures = _of_rule([(pair, pair.difference) for pair in pairs]) | {"n": len(pairs)}
+    lenient = [(pair, pair.lenient) for pair in pairs if pair.lenient is not None]
+    if lenient:
+        figures |= {f"{name}_lenient": value for name, value in _of_rule(lenient).items()}
+    return figures
+
+
+def _of_rule(differences: list[tuple[_Pair, float]]) -> dict[str, Any]:
+    by_item: dict[str, dict[str, list[float]]] = {}
+    for pair, difference in differences:
+        by_item.setdefault(pair.task, {}).setdefault(pair.number, []).append(difference)
+    groups = [[fmean(lengths) for lengths in items.values()] for items in by_item.values()]
+    low, high = bootstrap_interval(groups)
+    return {
+        "difference": mean_of_means(groups),
+        "low": low,
+        "high": high,
+        "better": sum(difference > 0 for _, difference in differences),
+        "worse": sum(difference < 0 for _, difference in differences),
+    }
+
+
+def _paired(run: Path, baseline: Path) -> list[_Pair]:
+    results, others = read_results(run), read_results(baseline)
+    rows, other_rows = _read_rows(run), _read_rows(baseline)
+    if problem := _mismatch(rows, other_rows):
+        made_from, others_made_from = (
+            {name: value for name, value in r["items"].items() if name not in _MADE}
+            for r in (results, others)
+        )
+        for name, here, there in differences(made_from, others_made_from):
+            problem = f"{name} is {json.dumps(there)} there and {json.dumps(here)} here"
+            break
+        raise ConfigError(
+            f"--compare: {baseline} has not the items of {run}: {problem}; "
+            "run both with the same options"
+        )
+    return [
+        _Pair(
+            row.task,
+            row.length,
+            row.number,
+            row.score - other_rows[name].score,
+            None if row.lenient is None else row.lenient - (other_rows[name].lenient or 0.0),
+        )
+        for name, row in rows.items()
+    ]
+
+
+def _mismatch(rows: dict[str, _Row], others: dict[str, _Row]) -> str:
+    for name in dict.fromkeys([*rows, *others]):
+        if name not in rows or name not in others:
+            return f"item {name} is in one only"
+        if rows[name].content != others[name].content:
+            return f"item {name} has another prompt"
+    return ""
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The results of a finished run.
+
+    Raises:
+        DataError: There are none.
+    """
+    file = folder / RESULTS_FILE
+    try:
+        results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{folder}: no finished run (no {RESULTS_FILE}); run it first") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read ({error}); run it again") from error
+    return results
+
+
+def _read_rows(folder: Path) -> dict[str, _Row]:
+    file = folder / ITEMS_FILE
+    rows: dict[str, _Row] = {}
+    try:
+        with file.open(encoding="utf-8", newline="\n") as lines:
+            for line in lines:
+                row = json.loads(line)
+                content = json.dumps([row["prompt"], row["answer_prefix"], row["references"]])
+                rows[row["id"]] = _Row(
+                    task=row["task"],
+                    length=str(row["length"]),
+                    number=row["id"].rpartition("/")[2],
+                    content=hashlib.sha256(content.encode()).hexdigest(),
+                    score=row["score"],
+                    lenient=row["score_lenient"],
+                )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file}: cannot be read ({error}); run it again") from error
+    return rows

@@ -1,0 +1,245 @@
+"""FLOPs of a training step by phase, each with its formula (letters: see `setup.py`).
+
+A multiplication with an addition counts as two, as everywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from focusft.errors import UserError
+from focusft.method.config import FocusConfig
+from focusft.method.loss import ROWS_PER_CHUNK
+from focusft.training.plan.setup import (
+    Call,
+    ModelShape,
+    Setup,
+    attention_calls,
+    inner_rows,
+    response_calls,
+)
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs by kind; element-wise work is not counted."""
+
+    linear: int = 0
+    attention: int = 0
+    fast_weights: int = 0
+    head: int = 0
+
+    @property
+    def total(self) -> int:
+        """All kinds."""
+        return self.linear + self.attention + self.fast_weights + self.head
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(*(a + b for a, b in zip(self._values, other._values, strict=True)))
+
+    def __mul__(self, factor: int) -> Flops:
+        return Flops(*(factor * value for value in self._values))
+
+    @property
+    def _values(self) -> tuple[int, ...]:
+        return dataclasses.astuple(self)
+
+
+def attention_flops(shape: ModelShape, setup: Setup, calls: Iterable[Call]) -> Flops:
+    """A forward: 4 * H * d for each pair (q.k, and weight times v). A backward takes 2.5 times.
+
+    The backward of flash attention has five products where the forward has two: it computes q.k
+    again. The pairs are those of the mask: context turns full, responses causal.
+    """
+    pairs = setup.documents * sum(call.pairs for call in calls)
+    return Flops(attention=4 * shape.query_width * pairs)
+
+
+ATTENTION_BACKWARD_HALVES = 5  # in halves of a forward
+
+
+def _attention_backward(forward: Flops) -> Flops:
+    return Flops(attention=forward.attention * ATTENTION_BACKWARD_HALVES // 2)
+
+
+def layer_flops(
+    shape: ModelShape,
+    setup: Setup,
+    calls: Iterable[Call],
+    *,
+    rank: int = 0,
+    mlp_tokens: int | None = None,
+    with_attention: bool = True,
+) -> Flops:
+    """A forward of one layer: 2 * tokens * size of each map, and the attention.
+
+    Args:
+        shape: The model.
+        setup: The run.
+        calls: Attention calls of one document.
+        rank: Of the fast weights in use: 2 * tokens * r * (inputs + outputs) more for each
+            target. 0 for none.
+        mlp_tokens: Tokens that go through the MLP; all by default.
+        with_attention: Also run attention, with its maps.
+    """
+    flops = attention_flops(shape, setup, calls) if with_attention else Flops()
+    for m in shape.maps:
+        if m.level <= 1 and not with_attention:
+            continue
+        tokens = setup.tokens if m.level <= 1 or mlp_tokens is None else mlp_tokens
+        flops += Flops(linear=2 * tokens * m.size)
+        if m.has_fast_weights:
+            flops += Flops(fast_weights=2 * tokens * rank * (m.inputs + m.outputs))
+    return flops
+
+
+def recompute_flops(shape: ModelShape, forward: Flops, tokens: int, *, rank: int = 0) -> Flops:
+    """A checkpointed layer runs again, up to the last tensor that its backward wants.
+
+    Non-reentrant checkpointing stops there: the last product (the map out of the MLP, or the
+    fast weights that follow it) is not computed again.
+    """
+    last = shape.maps[-1]
+    if rank and last.has_fast_weights:
+        return forward + Flops(fast_weights=-2 * tokens * rank * last.outputs)
+    return forward + Flops(linear=-2 * tokens * last.size)
+
+
+def head_flops(shape: ModelShape, rows: int) -> Flops:
+    """A forward of the head on some rows: 2 * rows * D * V."""
+    return Flops(head=2 * rows * shape.head_size)
+
+
+def inner_layer_backward(
+    shape: ModelShape,
+    setup: Setup,
+    forward: Flops,
+    *,
+    rank: int,
+    is_first: bool,
+    mlp_tokens: int,
+    with_attention: bool,
+    is_first_step: bool,
+) -> Flops:
+    """Activation gradients and fast-weight gradients of one layer; no base-weight gradients.
+
+    A map passes a gradient on (2 * tokens * size) if its input depends on fast weights: always
+    above the first adapted layer, there only behind a target. Each target's fast weights cost
+    2 * tokens * r * outputs for B's gradient, as much for what goes back through B, and
+    2 * tokens * r * inputs each for A's gradient and the input's. A's gradient is zero at the
+    first step, where B is zero, and is left out there.
+    """
+    target_levels = [m.level for m in shape.targets]
+    flops = Flops()
+    if with_attention and (not is_first or 0 in target_levels):
+        flops += _attention_backward(forward)
+    for m in shape.maps:
+        if m.level <= 1 and not with_attention:
+            continue
+        tokens = setup.tokens if m.level <= 1 else mlp_tokens
+        passes_on = not is_first or any(level < m.level for level in target_levels)
+        if passes_on:
+            flops += Flops(linear=2 * tokens * m.size)
+        if m.has_fast_weights:
+            through_b = passes_on or not is_first_step
+            of_inputs = int(passes_on) + int(not is_first_step)
+            flops += Flops(
+                fast_weights=2
+                * tokens
+                * rank
+                * (m.outputs * (1 + int(through_b)) + m.inputs * of_inputs)
+            )
+    return flops
+
+
+def inner_flops(shape: ModelShape, focus: FocusConfig, setup: Setup) -> dict[str, Flops]:
+    """The inner loop: forward, backward and, with checkpointing, recomputation of K steps.
+
+    As `method/top_layers.py` runs it: the first adapted layer's attention once in all, the last
+    layer's MLP, the norm and the head on the rows with a target only.
+    """
+    steps = focus.num_inner_steps
+    if steps == 0:
+        return {}
+    if focus.inner_order == 2:
+        raise UserError("plan: inner_order=2 is not covered; plan with inner_order=1")
+    calls = attention_calls(setup, focus.inner_attention)
+    rows, rank = inner_rows(focus, setup), focus.inner_rank
+    once, forward, recompute = Flops(), Flops(), Flops()
+    backward = {True: Flops(), False: Flops()}
+    if focus.inner_attention != focus.context_attention:  # the trunk again, under another mask
+        once += layer_flops(shape, setup, calls) * shape.first_adapted
+    for index in range(shape.adapted):
+        is_first, is_last = index == 0, index == shape.adapted - 1
+        is_cut = is_last and shape.is_plain and focus.inner_objective != "context"
+        layer_calls = response_calls(calls) if is_cut else calls
+        tokens = rows if is_last and shape.is_plain else setup.tokens
+        is_split = is_first and shape.is_plain and not shape.adapts_attention
+        if is_split:
+            whole = layer_flops(shape, setup, layer_calls)
+            once += whole + layer_flops(shape, setup, (), with_attention=False) * -1
+        of_layer = layer_flops(
+            shape,
+            setup,
+            layer_calls,
+            rank=rank,
+            mlp_tokens=tokens,
+            with_attention=not is_split,
+        )
+        forward += of_layer
+        if setup.checkpointing == "full":
+            recompute += recompute_flops(shape, of_layer, tokens, rank=rank)
+        for is_first_step in (True, False):
+            backward[is_first_step] += inner_layer_backward(
+                shape,
+                setup,
+                of_layer,
+                rank=rank,
+                is_first=is_first,
+                mlp_tokens=tokens,
+                with_attention=not is_split,
+                is_first_step=is_first_step,
+            )
+    head = head_flops(shape, rows)
+    if rows > ROWS_PER_CHUNK:
+        recompute += head
+    # Backtracking also looks at the loss after the last step (and more often, if it rises).
+    forwards = steps + int(focus.inner_step == "backtracking")
+    return {
+        "inner forward": once + (forward + head) * forwards,
+        "inner backward": backward[True] + backward[False] * (steps - 1) + head * steps,
+        "inner recompute": recompute * steps,
+    }
+
+
+def step_flops(shape: ModelShape, focus: FocusConfig, setup: Setup) -> dict[str, Flops]:
+    """FLOPs of one micro-batch by phase.
+
+    The backward of the outer loop takes twice the forward's linear maps (activations and
+    weights); fast weights are constant there and pass the activation gradient on only.
+    """
+    calls = attention_calls(setup, focus.context_attention)
+    rank = focus.inner_rank if focus.num_inner_steps else 0
+    trunk = layer_flops(shape, setup, calls)
+    top = layer_flops(shape, setup, calls, rank=rank)
+    layers = trunk * shape.first_adapted + top * shape.adapted
+    head = head_flops(shape, setup.rows)
+    backward = layers + Flops(linear=layers.linear, attention=-layers.attention)
+    backward += _attention_backward(layers) + head * 2
+    recompute = Flops()
+    if setup.checkpointing == "full":
+        recompute += recompute_flops(shape, trunk, setup.tokens) * shape.first_adapted
+        recompute += recompute_flops(shape, top, setup.tokens, rank=rank) * shape.adapted
+    if setup.rows > ROWS_PER_CHUNK:
+        recompute += head
+    # The stock forward also makes the logits of one position of each row.
+    outer_head = head + head_flops(shape, 1)
+    return {
+        "trunk forward": trunk * shape.first_adapted,
+        **inner_flops(shape, focus, setup),
+        "outer forward": top * shape.adapted + outer_head,
+        "outer backward": backward,
+        "outer recompute": recompute,
+    }

@@ -1,0 +1,113 @@
+"""The agent suite and its data from the command line, with a tiny random model."""
+
+import csv
+import json
+
+import pytest
+
+from focusft.cli import main
+from tests.evaluation.needs_bwrap import bwrap_or_skip
+from tests.evaluation.test_gpqa import ROWS
+from tests.tiny_models import tiny_model, tiny_tokenizer
+
+CONSENT = ["--sandbox", "unprotected", "--code_may_read_and_delete_my_files"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=4096)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def gpqa_file(tmp_path):
+    """In GPQA's form, but made for the test."""
+    path = tmp_path / "gpqa.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(ROWS[0]))
+        writer.writeheader()
+        writer.writerows(ROWS[:3])
+    return path
+
+
+def evaluate(model, questions, out, *more):
+    paths = ["--questions", str(questions), "--out", str(out)]
+    return main(["eval", str(model), "--suite", "agent", *paths, "--max_new_tokens", "20", *more])
+
+
+def test_a_gpqa_file_with_and_without_tools(model, gpqa_file, tmp_path, capsys):
+    bwrap_or_skip()
+    out = tmp_path / "out"
+    assert evaluate(model, gpqa_file, out, "--both", "--samples", "2") == 0
+    said = capsys.readouterr().out
+    assert "pass@2 strict" in said and "tools minus no tools" in said
+    results = json.loads((out / "results.json").read_text())
+    assert results["suite"] == "agent"
+    assert set(results["tasks"]) == {"Physics", "Chemistry", "Biology"}
+    assert set(results["modes"]) == {"tools", "no_tools"}
+    assert results["modes"]["tools"]["strict"]["pass@2"]["n"] == 3
+    assert results["modes"]["tools"]["answers"] == 6
+    config = results["config"]
+    assert (config["temperature"], config["top_p"], config["samples"]) == (1.0, 0.6, 2)
+    assert "squad" not in config and config["sandbox"] == "bubblewrap"
+    lines = [json.loads(line) for line in (out / "episodes.jsonl").read_text().splitlines()]
+    assert len(lines) == 12
+    assert all(line["messages"][0]["content"].startswith("Solve") for line in lines)
+    # The finished run is only shown again; other settings are another run.
+    before = (out / "episodes.jsonl").read_bytes()
+    assert evaluate(model, gpqa_file, out, "--both", "--samples", "2") == 0
+    assert (out / "episodes.jsonl").read_bytes() == before
+    assert evaluate(model, gpqa_file, out, "--both", "--samples", "3") == 2
+    assert "--samples" in capsys.readouterr().err
+
+
+def test_made_conversations_are_questions_and_training_data(model, tmp_path, capsys):
+    questions = tmp_path / "tools.jsonl"
+    make = ["data", "make", "--task", "tools", "--out", str(questions), "--count", "16",
+            "--split", "held_out", "--model", str(model), *CONSENT]  # fmt: skip
+    assert main([*make, "--kinds", "heat,product"]) == 0
+    assert "16 conversations" in capsys.readouterr().out
+    assert main(["data", "check", str(questions), "--model", str(model)]) == 0
+    assert "tools as plain text" in capsys.readouterr().out
+    out = tmp_path / "out"
+    more = ["--tasks", "heat", "--temperature", "0", *CONSENT]
+    assert evaluate(model, questions, out, *more) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert list(results["tasks"]) == ["heat"] and results["questions"]["n"] == 8
+    assert list(results["modes"]) == ["tools"] and "difference" not in results
+    assert evaluate(model, questions, tmp_path / "none", "--no_tools", "--tasks", "heat") == 0
+    assert set(json.loads((tmp_path / "none/results.json").read_text())["modes"]) == {"no_tools"}
+
+
+@pytest.mark.parametrize(
+    "name, more, problem",
+    [
+        ("none.csv", (), "none.csv: cannot be read"),
+        ("columns.csv", (), "lacks the columns 'Correct Answer'"),
+        ("none.jsonl", (), "none.jsonl: cannot be read"),
+        ("gpqa.csv", ("--tasks", "History"), "--tasks: 'History' is none of Biology"),
+        ("gpqa.csv", ("--samples", "0"), "--samples: 0 is less than 1"),
+        ("gpqa.csv", ("--turns", "0"), "budget turns: 0"),
+        ("gpqa.csv", ("--no-chat",), "--no-chat: the tool loop needs"),
+        ("gpqa.csv", ("--compare", "x"), "--compare: is for babilong and ruler"),
+        ("gpqa.csv", ("--sandbox", "chroot"), "--sandbox: 'chroot' is none of"),
+        ("gpqa.csv", ("--sandbox", "unprotected"), "read and delete your files"),
+        ("gpqa.csv", ("--sandbox", "http://127.0.0.1:9"), "no SandboxFusion server answers"),
+        ("gpqa.csv", ("--output_characters", "0"), "--output_characters: 0 is less than 1"),
+    ],
+)
+def test_mistakes_are_one_line(model, gpqa_file, tmp_path, capsys, name, more, problem):
+    (tmp_path / "columns.csv").write_text("Question,High-level domain\nx,y\n")
+    assert evaluate(model, tmp_path / name, tmp_path / "out", *more) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("focusft: error: ") and problem in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_questions_are_needed(model, tmp_path, capsys):
+    assert main(["eval", str(model), "--suite", "agent", "--out", str(tmp_path)]) == 2
+    assert "--questions: none is given" in capsys.readouterr().err
