@@ -14,7 +14,6 @@ Shapes: B batch, H query heads, G key heads, S sequence, D features of a head.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -40,9 +39,10 @@ SEGMENTS = "focusft_segments"
 FLEX = "focusft_flex"
 
 
-@dataclass(frozen=True)
 class TurnAttention:
     """The attention of one call.
+
+    No dataclass: FSDP2 copies those that travel in keyword arguments.
 
     Attributes:
         mask: What every attention must get as its `attention_mask`: the dense mask, or an empty
@@ -50,8 +50,9 @@ class TurnAttention:
         kernel: What the backend needs instead of the mask.
     """
 
-    mask: Tensor
-    kernel: SegmentPlan | BlockMask | None = None
+    def __init__(self, mask: Tensor, kernel: SegmentPlan | BlockMask | None = None) -> None:
+        self.mask = mask
+        self.kernel = kernel
 
     @property
     def model_kwargs(self) -> dict[str, Any]:
@@ -61,7 +62,7 @@ class TurnAttention:
     def only(self, rows_BS: Tensor) -> TurnAttention:
         """The same attention where only some rows are wanted; the others may be anything."""
         if isinstance(self.kernel, SegmentPlan):
-            return replace(self, kernel=self.kernel.only(rows_BS))
+            return TurnAttention(self.mask, self.kernel.only(rows_BS))
         return self
 
 
