@@ -12,6 +12,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from focusft.data import prepare_dataset
 from focusft.errors import ConfigError
+from focusft.training.adapters import add_adapters, save_merged
 from focusft.training.config import TrainConfig
 from focusft.training.models import load_model, load_tokenizer
 from focusft.training.provenance import versions, write_json
@@ -57,7 +58,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         attn_implementation=config.attn_implementation,
     )
     trainer = FocuSFTTrainer(
-        model=model,
+        model=add_adapters(model, config) if config.use_peft else model,
         args=config,
         train_dataset=datasets["train"],
         eval_dataset=datasets.get("val"),
@@ -84,4 +85,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     if trainer.is_world_process_zero():
         write_json(folder / "results.json", results)
         console.print(f"trained model and results.json: {folder}", soft_wrap=True)
+        if config.merge_adapters:
+            merged = save_merged(config, folder)
+            console.print(f"model with its adapters merged: {merged}", soft_wrap=True)
     return results
