@@ -14,8 +14,14 @@ import torch
 import torch.distributed as dist
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.distributed.processes", "tests.distributed.scenarios"])
-TIMEOUT_S = 240
+_context.set_forkserver_preload(
+    [
+        "tests.distributed.processes",
+        "tests.distributed.scenarios",
+        "tests.distributed.trainer_scenarios",
+    ]
+)
+TIMEOUT_S = 900
 
 
 def run(processes, function, *args):

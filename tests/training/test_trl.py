@@ -32,9 +32,7 @@ SHARED = {
 
 
 def rows(count=12):
-    conversations = [
-        conversation([(6 + n % 5, 3), (4, 2 + n % 3)], seed=n) for n in range(count)
-    ]
+    conversations = [conversation([(6 + n % 5, 3), (4, 2 + n % 3)], seed=n) for n in range(count)]
     return [{"input_ids": ids.tolist(), "labels": labels.tolist()} for ids, labels in conversations]
 
 

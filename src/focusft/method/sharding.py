@@ -107,4 +107,3 @@ def check_wrapping(model: nn.Module, layers: nn.ModuleList, inner_order: int) ->
             "inner_order=2 sends gradients through the inner loop, where FSDP2 does not see them; "
             "use DDP or inner_order=1"
         )
-

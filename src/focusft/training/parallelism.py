@@ -28,13 +28,13 @@ def refuse_parallelism(accelerator: Accelerator) -> None:
             "parallelism_config: tensor parallelism splits the linear maps that get fast weights; "
             "use DDP or FSDP2"
         )
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        if accelerator.state.deepspeed_plugin.zero_stage == 3:
-            raise ConfigError(
-                "deepspeed: ZeRO-3 partitions the parameters where the inner loop cannot gather "
-                "them; use FSDP2 (fsdp: true), or ZeRO-2"
-            )
-    if accelerator.distributed_type != DistributedType.FSDP:
+    kind = accelerator.distributed_type
+    if kind == DistributedType.DEEPSPEED and accelerator.state.deepspeed_plugin.zero_stage == 3:
+        raise ConfigError(
+            "deepspeed: ZeRO-3 partitions the parameters where the inner loop cannot gather them; "
+            "use FSDP2 (fsdp: true)"
+        )
+    if kind != DistributedType.FSDP:
         return
     plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:

@@ -26,9 +26,7 @@ class FocuSFTSFTTrainer(SFTTrainer):
     TRL's entropy and token accuracy, which would need all logits.
     """
 
-    def __init__(
-        self, *args: Any, focus_config: FocusConfig | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, focus_config: FocusConfig | None = None, **kwargs: Any) -> None:
         """Set up TRL's trainer and attach FocuSFT to its model.
 
         Args:
