@@ -5,7 +5,7 @@ import pytest
 from tests.distributed.processes import run
 from tests.distributed.scenarios import FOCUS, count_collectives, train_each
 
-WRAPPERS = [("ddp", 2), ("fsdp2", 2), ("fsdp2", 4)]
+WRAPPERS = [("ddp", 2), ("fsdp2", 2), pytest.param("fsdp2", 4, marks=pytest.mark.slow)]
 TOLERANCE = 1e-5
 
 
@@ -27,7 +27,6 @@ def assert_equal_to_one_process(processes, scenarios, tolerance=TOLERANCE):
         for scenario, ours, theirs in zip(scenarios, results, expected, strict=True):
             errors = list(relative_errors(ours, theirs))
             assert max(errors) < tolerance, (scenario, errors)
-            assert min(theirs["losses"]) < theirs["losses"][0]
 
 
 @pytest.mark.parametrize(("wrapper", "processes"), WRAPPERS)
@@ -62,10 +61,10 @@ VARIANTS = {
 }
 
 
-def test_variants_of_fsdp2_equal_one_process():
-    assert_equal_to_one_process(
-        2, [{"wrapper": "fsdp2", "steps": 2, **each} for each in VARIANTS.values()]
-    )
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_of_fsdp2_equal_one_process(name):
+    assert_equal_to_one_process(2, [{"wrapper": "fsdp2", "steps": 2, **VARIANTS[name]}])
 
 
 def test_collectives_are_those_of_plain_sft():
@@ -95,6 +94,7 @@ def test_a_mask_of_its_own_gathers_the_trunk_once_more():
         assert ours["_reduce_scatter_base_"] == plain["_reduce_scatter_base_"]
 
 
+@pytest.mark.slow
 def test_bfloat16_parameters_follow_float32_ones():
     scenarios = [
         {"wrapper": "fsdp2", "steps": 3, "checkpointing": checkpointing, "low_precision": True}
