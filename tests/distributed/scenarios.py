@@ -4,12 +4,14 @@ from collections import Counter
 
 import torch
 import torch.distributed as dist
+from peft import LoraConfig, get_peft_model
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import focusft
+from focusft.method.architectures import unwrap_causal_lm
 from focusft.method.engine import FocusEngine
 from focusft.training.checkpointing import checkpoint_selectively
 from tests.method.helpers import conversation
@@ -48,11 +50,12 @@ def micro_batches(step):
 def shard(model, grouping, policy, reshard_after_forward=True):
     """Shard as accelerate does, with a group for the tail, or layers and root only."""
     options = {"mp_policy": policy, "reshard_after_forward": reshard_after_forward}
-    for layer in model.model.layers:
+    stock = unwrap_causal_lm(model)
+    for layer in stock.model.layers:
         fully_shard(layer, **options)
     embed, head = model.get_input_embeddings(), model.get_output_embeddings()
     if grouping == "accelerate":
-        tail = [model.model.norm, head]
+        tail = [stock.model.norm, head]
         if embed.weight is head.weight:
             tail.insert(1, embed)
         else:
@@ -79,6 +82,7 @@ def train(
     checkpointing="none",
     low_precision=False,
     reshard_after_forward=True,
+    adapters=False,
 ):
     """Losses, first gradients, last weights, and the collectives of the last step.
 
@@ -92,9 +96,12 @@ def train(
         checkpointing: none, selective or full.
         low_precision: Parameters in bfloat16 in FSDP2's forward and backward.
         reshard_after_forward: FSDP2 frees a layer after its forward.
+        adapters: Train LoRA adapters instead of all weights.
     """
     rank, ranks = dist.get_rank(), dist.get_world_size()
     model = tiny_model(family, tie_word_embeddings=tied).train()
+    if adapters:
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear")).train()
     engine = FocusEngine(model, focusft.FocusConfig(**options), keep_plain_sft_stock=False)
     if checkpointing == "selective":
         checkpoint_selectively(model)
@@ -106,7 +113,8 @@ def train(
     elif wrapper == "fsdp2":
         policy = MixedPrecisionPolicy(torch.bfloat16) if low_precision else MixedPrecisionPolicy()
         shard(model, grouping, policy, reshard_after_forward)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-3, weight_decay=0.01)
     losses, gradients = [], {}
     for step in range(steps):
         engine.step = step
@@ -127,11 +135,11 @@ def train(
         dist.all_reduce(total)
         losses.append(total.item())
         if step == 0:
-            gradients = {name: whole(p.grad) for name, p in model.named_parameters()}
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            gradients = {name: whole(p.grad) for name, p in trained.items()}
+        torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    weights = {name: whole(p) for name, p in model.named_parameters()}
+    weights = {name: whole(p) for name, p in trained.items()}
     return {
         "losses": losses,
         "gradients": gradients,

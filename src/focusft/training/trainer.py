@@ -17,6 +17,7 @@ from transformers.trainer_utils import has_length
 
 from focusft.data import ConversationCollator, LengthBucketedSampler
 from focusft.errors import ConfigError
+from focusft.method.architectures import unwrap_causal_lm
 from focusft.method.attention import turn_attention
 from focusft.method.config import ContextAttention, ContextBlocks
 from focusft.method.engine import FocusEngine
@@ -102,7 +103,10 @@ class FocuSFTTrainer(ResumableTrainer):
         self.inner_steps_watched = 0
         self.inner_steps_raised = 0
         self.live_probe: LiveProbe | None = None
-        if args.probe_steps:
+        if args.probe_steps and self.is_fsdp_enabled and unwrap_causal_lm(model) is not model:
+            # The probe calls the model below PEFT, but FSDP2 must see its outermost one first.
+            logger.warning("probe_steps: the attention probe is off with FSDP2 and PEFT together")
+        elif args.probe_steps:
             batches = self._first_examples() if probe_set is None else probe_set
             self.live_probe = LiveProbe(
                 model,
