@@ -42,7 +42,8 @@ class FocuSFTSFTTrainer(SFTTrainer):
         super().__init__(*args, **kwargs)
         _refuse_other_losses(self)
         refuse_parallelism(self.accelerator)
-        self.engine = FocusEngine(self.model, focus_config or FocusConfig())
+        model: Any = self.model
+        self.engine = FocusEngine(model, focus_config or FocusConfig())
         self._traces: list[InnerTrace] = []
 
     def compute_loss(
@@ -54,7 +55,7 @@ class FocuSFTSFTTrainer(SFTTrainer):
     ) -> Any:
         """The outer loss in training, TRL's own in evaluation."""
         is_stock = self.engine.attention_backend == "stock"
-        if is_stock or return_outputs or not self.model.training:
+        if is_stock or return_outputs or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         self.engine.step = self.state.global_step
         loss = model(**inputs, num_items_in_batch=num_items_in_batch).loss
@@ -76,7 +77,7 @@ class FocuSFTSFTTrainer(SFTTrainer):
 
 
 def _refuse_other_losses(trainer: SFTTrainer) -> None:
-    args = trainer.args
+    args: Any = trainer.args
     if args.loss_type != "nll":
         raise ConfigError(f"loss_type: {args.loss_type!r} is not defined for FocuSFT; use 'nll'")
     if args.label_smoothing_factor > 0:
