@@ -234,6 +234,8 @@ class FocuSFTTrainer(ResumableTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save a plain Hugging Face checkpoint, with the options as YAML instead of a pickle."""
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:  # under FSDP2 every process comes here
+            return
         folder = Path(str(output_dir or self.args.output_dir))
         (folder / "training_args.bin").unlink(missing_ok=True)
         options = yaml.safe_dump(self.focusft_args.resolved(), sort_keys=True, allow_unicode=True)
