@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,9 @@ def main() -> None:
         "lengths": options.lengths,
         "samples": options.samples,
     }
-    result["versions"] = versions()
+    result["versions"] = versions() | {
+        package: version(package) for package in ("lm-eval", "wonderwords") if result["stock_cwe"]
+    }
     _print(result)
     if options.json:
         write_json(options.json, result)

@@ -33,6 +33,10 @@ def test_the_demo_measures_trains_and_saves(tmp_path):
     assert results["seconds"]["train"] <= results["seconds"]["total"]
     assert "focusft chat" in terminal.getvalue()
     assert (out / "model" / "model.safetensors").is_file()
+    assert f"report: {out / 'report.html'}" in terminal.getvalue()
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert results["questions"][0]["question"] in page
+    assert "Before and after the demo" in page
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,10 @@ def _data_check(options: argparse.Namespace, _: list[str]) -> None:
         length_policy=options.length_policy,
         num_proc=options.num_proc,
     )
-    make_console().print(report.table())
+    console = make_console()
+    console.print(report.table())
+    for warning in report.warnings():
+        console.print(f"WARNING: {warning}", soft_wrap=True, markup=False)
 
 
 def _data_show(options: argparse.Namespace, _: list[str]) -> None:

@@ -55,6 +55,10 @@ class Prompt:
     tools: tuple[dict[str, Any], ...] = ()
     sample: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens: {self.max_new_tokens} leaves no room for an answer")
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -300,11 +304,14 @@ class LocalGenerator:
                 waiting.appendleft(rest)
                 batch = batch[: self._sizes.most]
             started = time.perf_counter()
+            answers: list[Answer] | None = None
             try:
                 answers = self._answer(batch)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
+            if answers is None:
+                # Not inside `except`: there the error still holds the tensors of the batch.
                 self._sizes.halve(len(batch), batch[0].length)
                 waiting.appendleft(batch)
                 continue
@@ -411,9 +418,18 @@ def _make_bidirectional(model: PreTrainedModel) -> None:
             f"{type(model).__name__} has layers without full attention (sliding window, chunked "
             "or linear), where a bidirectional prefill is not defined; use --prefill causal"
         )
-    if model.config._attn_implementation not in (SEGMENTS, FLEX):
+    before = model.config._attn_implementation
+    if before not in (SEGMENTS, FLEX):
         install_backend(model, "auto")
-    check_masking(model, "bidirectional")
+    try:
+        check_masking(model, "bidirectional")
+    except RuntimeError as error:
+        # The placeholder of the mask fits no attention but ours.
+        model.set_attn_implementation(before)
+        raise UnsupportedModelError(
+            f"{type(model).__name__} keeps keyword arguments from its attention, so the mask "
+            "cannot reach it; use --prefill causal"
+        ) from error
 
 
 def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -16,8 +16,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from focusft.errors import ConfigError
 from focusft.evaluation import babilong, ruler
-from focusft.evaluation.items import ItemSet, make_items
+from focusft.evaluation.generation import Prompt, render
+from focusft.evaluation.items import Item, ItemSet, make_items
 from focusft.evaluation.lm_eval.files import metrics
+from focusft.evaluation.scoring import score_output
 
 # What --model_args calls a model, or --metadata a tokenizer; the first one there is taken.
 _TOKENIZER_KEYS = ("tokenizer", "pretrained", "model")
@@ -58,7 +60,6 @@ class BenchmarkTask(Task):
             generation_kwargs={"do_sample": False, "until": [], "max_gen_toks": default},
             metadata=metadata,
         )
-        self._tokenizer: PreTrainedTokenizerBase | None = None
         # lm-eval asks how many there are before it says whether there is a chat template.
         self._docs: Iterable[Any] = range(_whole_number(metadata, "samples"))
 
@@ -102,17 +103,21 @@ class BenchmarkTask(Task):
                 "--system_instruction: prompts are fitted to their length without it; leave it out"
             )
         metadata = self._config.metadata or {}
-        self._tokenizer = _tokenizer_of(metadata)
+        tokenizer = _tokenizer_of(metadata)
+        template_options = _template_options(metadata)
+        self._render = partial(
+            render, tokenizer, chat=apply_chat_template, template_options=template_options
+        )
         prose = metadata.get("prose", ())
         items = make_items(
             self._suite,
-            tokenizer=self._tokenizer,
+            tokenizer=tokenizer,
             lengths=[metadata["benchmark"]["length"]],
             samples=_whole_number(metadata, "samples"),
             seed=_whole_number(metadata, "seed"),
             tasks=[self._task],
             chat=apply_chat_template,
-            template_options=_template_options(metadata),
+            template_options=template_options,
             max_new_tokens=int((self._config.generation_kwargs or {})["max_gen_toks"]),
             prose=[prose] if isinstance(prose, str) else prose,
             squad=metadata.get("squad"),
@@ -150,13 +155,11 @@ class BenchmarkTask(Task):
                 )
             return text
         text += doc["answer_prefix"]
-        assert self._tokenizer is not None
-        encoded = self._tokenizer(text, add_special_tokens=not apply_chat_template, verbose=False)
-        if (found := len(encoded["input_ids"])) != doc["tokens"]:
+        message = {"role": "user", "content": doc["prompt"]}
+        if text != self._render(Prompt((message,), doc["answer_prefix"])):
             raise ConfigError(
-                f"--model_args: the prompt has {found} tokens with the model's chat template and "
-                f"{doc['tokens']} with the tokenizer's; name the model's tokenizer with "
-                "--metadata tokenizer=.."
+                "--model_args: the model's chat template gives another prompt than that of the "
+                "tokenizer which measured it; name the model's own with --metadata tokenizer=.."
             )
         return text
 
@@ -181,23 +184,17 @@ class BenchmarkTask(Task):
     def process_results(self, doc: dict[str, Any], results: list[str]) -> dict[str, float]:
         """Score one output, from 0 to 1."""
         (output,) = results
-        if self._suite == "ruler":
-            return {"score": ruler.score(self._task, doc["references"], output)}
-        (target,) = doc["references"]
-        return {
-            name: float(
-                babilong.score(self._task, doc["question"], target, output, strict=name == "score")
-            )
-            for name in metrics(self._suite)
-        }
+        score = score_output(Item(**doc), output)
+        found = {"score": score.score, "no_answer": float(score.no_answer)}
+        return found if score.lenient is None else found | {"score_lenient": score.lenient}
 
     def aggregation(self) -> dict[str, Callable[..., float]]:
-        """Scores are averaged over the items."""
+        """All are averaged over the items."""
         return dict.fromkeys(metrics(self._suite), mean)
 
     def higher_is_better(self) -> dict[str, bool]:
-        """For every score."""
-        return dict.fromkeys(metrics(self._suite), True)
+        """Of scores, not of the rate of outputs that give no answer."""
+        return {name: name != "no_answer" for name in metrics(self._suite)}
 
 
 class _Documents:

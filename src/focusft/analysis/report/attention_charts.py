@@ -1,0 +1,76 @@
+"""Where the answers look: the first token or the context, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from focusft.analysis.report.figures import SEQUENTIAL, Chart, layout, run_name
+from focusft.analysis.report.reading import Result
+
+# Conditions of a probe; those with fast weights only where they were asked for.
+CONDITIONS = {
+    "causal": "causal",
+    "bidirectional": "bidirectional",
+    "causal_fast_weights": "causal, fast weights",
+    "bidirectional_fast_weights": "bidirectional, fast weights",
+}
+_FIGURES = {
+    "sink_mass": (
+        "Sink mass by layer",
+        "Share of the answers' attention on the very first token, which says nothing. Dark is "
+        "good: little is wasted.",
+    ),
+    "context_engagement": (
+        "Context engagement by layer",
+        "Share of the answers' attention on the rest of the context. Bright is good: the content "
+        "is read.",
+    ),
+    "needle_mass": (
+        "Attention on the facts by layer",
+        "Share of the answers' attention on the tokens that hold the asked facts. Bright is good.",
+    ),
+}
+
+
+def attention_charts(probes: Sequence[Result]) -> list[Chart]:
+    """A heat map of each figure: a row for each model and mask, a column for each layer."""
+    return [chart for figure in _FIGURES if (chart := _by_layer(probes, figure))]
+
+
+def _by_layer(probes: Sequence[Result], figure: str) -> Chart | None:
+    rows, values = [], []
+    for condition, name in CONDITIONS.items():
+        for probe in probes:
+            layers = probe.content.get(condition, {}).get("per_layer", [])
+            if layers and all(layer.get(figure) is not None for layer in layers):
+                rows.append(f"{run_name(probe.label)}<br>{name}")
+                values.append([float(layer[figure]) for layer in layers])
+    if not rows:
+        return None
+    title, note = _FIGURES[figure]
+    drawn = go.Figure(
+        go.Heatmap(
+            x=list(range(1, max(map(len, values)) + 1)),
+            y=rows,
+            z=values,
+            zmin=0,
+            colorscale=SEQUENTIAL,
+            hovertemplate="%{y}, layer %{x}: %{z:.2%}<extra></extra>",
+            colorbar={
+                "orientation": "h",
+                "thickness": 10,
+                "len": 0.8,
+                "y": 1,
+                "yanchor": "bottom",
+                "nticks": 5,
+                "tickformat": ".1~%",
+                "outlinewidth": 0,
+            },
+            ygap=2,
+        )
+    )
+    drawn.update_yaxes(autorange="reversed", type="category", showgrid=False, ticks="")
+    drawn.update_xaxes(title_text="layer", showgrid=False, nticks=10, zeroline=False)
+    return Chart(title, layout(drawn, height=130 + 38 * len(rows)), note, wide=True)
