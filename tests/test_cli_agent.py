@@ -108,17 +108,17 @@ def test_a_model_behind_a_server(model, gpqa_file, tmp_path):
 
 def test_made_conversations_are_questions_and_training_data(model, tmp_path, capsys):
     questions = tmp_path / "tools.jsonl"
-    make = ["data", "make", "--task", "tools", "--out", str(questions), "--count", "16",
+    make = ["data", "make", "--task", "tools", "--out", str(questions), "--count", "8",
             "--split", "held_out", "--model", str(model), *CONSENT]  # fmt: skip
     assert main([*make, "--kinds", "heat,product"]) == 0
-    assert "16 conversations" in capsys.readouterr().out
+    assert "8 conversations" in capsys.readouterr().out
     assert main(["data", "check", str(questions), "--model", str(model)]) == 0
     assert "tools as plain text" in capsys.readouterr().out
     out = tmp_path / "out"
     more = ["--tasks", "heat", "--temperature", "0", *CONSENT]
     assert evaluate(model, questions, out, *more) == 0
     results = json.loads((out / "results.json").read_text())
-    assert list(results["tasks"]) == ["heat"] and results["questions"]["n"] == 8
+    assert list(results["tasks"]) == ["heat"] and results["questions"]["n"] == 4
     assert list(results["modes"]) == ["tools"] and "difference" not in results
     assert evaluate(model, questions, tmp_path / "none", "--no_tools", "--tasks", "heat") == 0
     assert set(json.loads((tmp_path / "none/results.json").read_text())["modes"]) == {"no_tools"}
