@@ -158,6 +158,14 @@ def run(folder, callbacks=(), checkpoint=None, **options):
     return built, draws.drawn
 
 
+@pytest.fixture(autouse=True)
+def _usual_handlers():
+    """A shell's background jobs ignore SIGINT."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     torch.use_deterministic_algorithms(True)
@@ -198,6 +206,14 @@ def test_a_second_signal_acts_at_once(tmp_path):
     with pytest.raises(KeyboardInterrupt), StopOnSignal().catch(tmp_path):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_that_was_ignored_stays_so(tmp_path):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stop = StopOnSignal()
+    with stop.catch(tmp_path):
+        signal.raise_signal(signal.SIGINT)
+    assert stop.received is None
 
 
 def test_no_row_before_the_cursor_is_read(tmp_path):
