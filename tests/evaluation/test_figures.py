@@ -9,9 +9,9 @@ import pytest
 from benchmarks.evaluation_tables import evaluation_page
 from focusft.errors import ConfigError
 from focusft.evaluation.figures import category_bars, heat_map, heat_map_svg, write_figures
-from focusft.evaluation.items import length_name, make_items, parse_length
+from focusft.evaluation.items import length_name, parse_length
 from focusft.evaluation.tables import results_table
-from tests.evaluation.scripted import Scripted, answers_by, perfect, run, shown
+from tests.evaluation.scripted import Scripted, answers_by, make_once, perfect, run, shown
 
 TASKS = {"babilong": ["qa1", "qa4"], "ruler": ["niah_single_2", "vt"]}
 
@@ -20,7 +20,7 @@ TASKS = {"babilong": ["qa1", "qa4"], "ruler": ["niah_single_2", "vt"]}
 def results(request, smollm2, tmp_path_factory):
     """Two tasks at two lengths; right on the first half of the items at 512."""
     options = {"lengths": [512, 1024], "samples": 4, "tasks": TASKS[request.param]}
-    items = make_items(request.param, tokenizer=smollm2, **options)
+    items = make_once(request.param, tokenizer=smollm2, **options)
 
     def half(item):
         return perfect(item) if item.length == 512 and int(item.id[-1]) < 2 else ""

@@ -77,7 +77,10 @@ class GeneratorBackend:
         indices = list(prompts)
         for place, answer in self.generator.complete(list(prompts.values())):
             replies[indices[place]] = Reply(
-                answer.text, answer.tokens, answer.truncated, answer.thinking
+                text=_whole(answer.text),
+                tokens=answer.tokens,
+                truncated=answer.truncated,
+                thinking=_whole(answer.thinking),
             )
         return replies
 
@@ -97,3 +100,8 @@ class GeneratorBackend:
         except DataError:
             return "user"
         return "tool" if "probe_error" in text else "user"
+
+
+def _whole(text: str) -> str:
+    """Text without halves of surrogate pairs, which a server can send and no tokenizer takes."""
+    return text.encode(errors="replace").decode()
