@@ -26,15 +26,20 @@ def blocks(page, *languages):
 
 
 def command_lines(page):
-    """Lines of shell blocks that call focusft, and inline ones with an option."""
+    """Lines of shell blocks that call focusft."""
     lines = []
     for block in blocks(page, "", "console", "bash", "sh", "shell"):
         for line in block.replace("\\\n", " ").splitlines():
             line = line.strip().removeprefix("$ ")
             if line.startswith("focusft "):
                 lines.append(line)
+    return lines
+
+
+def mentions(page):
+    """Commands in running text; they may leave out what does not matter there."""
     text = _BLOCK.sub("", page.read_text(encoding="utf-8"))
-    return lines + [" ".join(line.split()) for line in _INLINE.findall(text) if " --" in line]
+    return [" ".join(line.split()) for line in _INLINE.findall(text)]
 
 
 def every(find, *languages):
@@ -45,21 +50,37 @@ def every(find, *languages):
     ]
 
 
+TRAINING_OPTIONS = {option.name for option in dataclasses.fields(TrainConfig)}
+
+
 @pytest.mark.parametrize(("page", "line"), every(command_lines))
 def test_command_lines_parse(page, line):
-    # [--optional] parts of a usage line may be left out; placeholders of numbers become one.
-    line = re.sub(r"\[[^\]]*\]", "", line)
-    line = re.sub(r"\$\w+|(?<=--row )N\b|(?<=--samples )N\b", "1", line)
+    # [--optional] parts of a usage line may be left out; variables of the shell hold numbers.
+    line = re.sub(r"\$\w+", "1", re.sub(r"\[[^\]]*\]", "", line))
     words = shlex.split(line, comments=True)[1:]
     try:
         options, rest = _parser().parse_known_args(words)
     except SystemExit:
         pytest.fail(f"{page.name}: {line}")
     assert not rest or options.command in COMMANDS, f"{page.name}: unknown {rest}"
-    known = {option.name for option in dataclasses.fields(TrainConfig)}
     for word in rest:
         if word.startswith("--"):
-            assert word[2:].partition("=")[0] in known, f"{page.name}: {word}"
+            assert word[2:].partition("=")[0] in TRAINING_OPTIONS, f"{page.name}: {word}"
+
+
+@pytest.mark.parametrize(("page", "line"), every(mentions))
+def test_mentioned_commands_and_options_exist(page, line):
+    words = line.split()[1:]
+    parser, is_training = _parser(), words[0] in COMMANDS
+    while parser._subparsers is not None and words:
+        subcommands = parser._subparsers._group_actions[0].choices
+        assert words[0] in subcommands, f"{page.name}: {line}"
+        parser = subcommands[words.pop(0)]
+    for option in re.findall(r"--(\w+)", " ".join(words)):
+        is_known = f"--{option}" in parser._option_string_actions
+        # `[--option value]` stands for any of them.
+        is_known |= is_training and option in TRAINING_OPTIONS | {"option"}
+        assert is_known, f"{page.name}: {line}: --{option}"
 
 
 @pytest.mark.parametrize(("page", "text"), every(blocks, "yaml"))
@@ -98,8 +119,9 @@ def test_python_snippets_run(page, names, monkeypatch):
 
     monkeypatch.setattr(tokenise.datasets.config, "HF_DATASETS_CACHE", "cache")
     for number, snippet in enumerate(blocks(page, "python"), 1):
-        # One process tokenises as well as eight.
+        # One process tokenises as well as eight, and TRL's defaults are for GPUs.
         snippet = snippet.replace("num_proc=8", "num_proc=1")
+        snippet = snippet.replace("SFTConfig(", "SFTConfig(use_cpu=True, bf16=False, ")
         exec(compile(snippet, f"{page.name} snippet {number}", "exec"), names)
 
 

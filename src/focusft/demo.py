@@ -24,15 +24,16 @@ from transformers import (
     TrainerState,
 )
 
-from focusft.analysis.dilution import measure_dilution
+from focusft.analysis.dilution import measure_documents, probing
 from focusft.analysis.report import write_report
 from focusft.data import ConversationCollator, prepare_dataset
-from focusft.data.marked import read_marked
+from focusft.data.marked import MarkedSet, read_marked
 from focusft.data.synthetic import LOCATIONS, Split, make_conversations
 from focusft.evaluation.generation import LocalGenerator, Prompt
 from focusft.evaluation.statistics import wilson_interval
 from focusft.training.config import FocuSFTConfig
 from focusft.training.models import load_model, load_tokenizer
+from focusft.training.probe_results import MASKS, Measured, probe_results
 from focusft.training.provenance import versions, write_json
 from focusft.training.trainer import FocuSFTTrainer, response_loss
 
@@ -95,15 +96,19 @@ def run_demo(
     held_out_set, _ = prepare_dataset(held_out_file, tokenizer, max_length=None)
     console.print(f"data: {report.one_line()}")
 
-    probed = read_marked(
+    marked = read_marked(
         held_out_file, tokenizer, samples=settings.probed_examples, max_length=None
     )
-    probe_set = [example.batch() for example in probed.examples]
 
-    def measure(title: str) -> dict[str, Any]:
-        return _measure(model, tokenizer, held_out, held_out_set, probe_set, title, console)
+    def measure(title: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        figures = _measure(model, tokenizer, held_out, held_out_set, title, console)
+        probe = _probe(model, marked, tokenizer)
+        for mask, suffix in (("causal", ""), ("bidirectional", "_bidirectional")):
+            for figure in ("sink_mass", "context_engagement"):
+                figures[figure + suffix] = probe[mask][figure]
+        return figures, probe
 
-    before = measure("before training")
+    before, probe_before = measure("before training")
     training_started = time.perf_counter()
     args = FocuSFTConfig(
         output_dir=str(out / "checkpoints"),
@@ -133,7 +138,7 @@ def run_demo(
         trainer.train()
     trainer.engine.detach()
     train_seconds = time.perf_counter() - training_started
-    after = measure("after training")
+    after, probe_after = measure("after training")
     model_folder = out / "model"
     model.save_pretrained(model_folder)
     tokenizer.save_pretrained(model_folder)
@@ -148,6 +153,7 @@ def run_demo(
             {"question": row["meta"]["question"], "answer": row["meta"]["answer"]}
             for row in held_out
         ],
+        "probes": {"before": probe_before, "after": probe_after},
         "log": trainer.state.log_history,
         "versions": versions(),
     }
@@ -213,11 +219,10 @@ def _measure(
     tokenizer: PreTrainedTokenizerBase,
     rows: list[dict[str, Any]],
     dataset: Any,
-    probe_set: list[dict[str, Tensor]],
     title: str,
     console: Console,
 ) -> dict[str, Any]:
-    """Accuracy and loss under causal attention, attention figures under both masks."""
+    """Accuracy and loss under causal attention."""
     model.eval()
     batches = list(_batches(dataset, tokenizer.pad_token_id, size=8))
     with _progress(console) as progress:
@@ -240,8 +245,6 @@ def _measure(
     named = [
         names_only(answer, row["meta"]["answer"]) for answer, row in zip(answers, rows, strict=True)
     ]
-    causal = measure_dilution(model, probe_set, "causal")
-    bidirectional = measure_dilution(model, probe_set, "bidirectional")
     low, high = wilson_interval(sum(right), len(right))
     return {
         "accuracy": sum(right) / len(right),
@@ -250,13 +253,34 @@ def _measure(
         "accuracy_lenient": sum(named) / len(named),
         "examples": len(right),
         "response_loss": total_loss / total_tokens,
-        "sink_mass": causal.sink_mass,
-        "context_engagement": causal.context_engagement,
-        "sink_mass_bidirectional": bidirectional.sink_mass,
-        "context_engagement_bidirectional": bidirectional.context_engagement,
         "answers": answers,
         "right": right,
     }
+
+
+def _probe(
+    model: PreTrainedModel, marked: MarkedSet, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    """Attention under both masks, as `focusft probe` writes it, without single heads."""
+    nothing_adapted: list[list[float]] = [[] for _ in marked.examples]
+    with probing(model) as probed:
+        measured: dict[str, Measured] = {
+            mask: Measured(
+                [
+                    document
+                    for example in marked.examples
+                    for document in measure_documents(probed, example.batch(), mask)
+                ],
+                nothing_adapted,
+            )
+            for mask in MASKS
+        }
+    results = probe_results(measured, marked, tokenizer)
+    for mask in MASKS:
+        for figures in (results[mask], results[mask]["context_queries"]):
+            if figures is not None:
+                del figures["per_head"]
+    return results
 
 
 def is_exact_match(answer: str, label: str) -> bool:

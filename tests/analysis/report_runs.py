@@ -35,6 +35,11 @@ def write(
     return folder
 
 
+def read(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return content
+
+
 def training(folder: Path, method: str = "focusft", **config: Any) -> Path:
     is_focusft = method == "focusft"
     log: list[dict[str, Any]] = []
@@ -237,7 +242,8 @@ def demo(folder: Path) -> Path:
         "model": "smollm2",
         "settings": {"num_inner_steps": 2, "inner_lr": 0.03, "learning_rate": 3e-4},
         "data": {"rows": 240, "used": 240},
-        "log": json.loads((training(folder / "tmp") / "results.json").read_text())["log"],
+        "log": read(training(folder / "tmp"))["log"],
+        "probes": dict.fromkeys(("before", "after"), read(probe(folder / "tmp", "smollm2"))),
         "versions": VERSIONS,
     }
     (folder / "tmp" / "results.json").unlink()

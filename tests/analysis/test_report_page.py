@@ -12,6 +12,7 @@ from focusft.analysis.report.reading import read_runs
 from focusft.analysis.report.redaction import HIDDEN, redact
 from focusft.cli import main
 from tests.analysis import report_runs
+from tests.tiny_models import tiny_model, tiny_tokenizer
 
 
 def page_without_plotly(report):
@@ -34,6 +35,8 @@ def test_results_are_told_apart_by_content(tmp_path):
         for kind in ("training", "babilong", "ruler", "agent", "probe"):
             assert (kind, method.lower(), method) in found
     assert ("demo", "demo", "FocuSFT") in found
+    assert ("probe", "demo, before training", "untrained") in found
+    assert ("probe", "demo, after training", "FocuSFT") in found
     assert {kind for kind, _, _ in found} >= {"step", "throughput", "length"}
 
 
@@ -84,7 +87,7 @@ def test_other_ways_to_use_a_model_decide_nothing(tmp_path):
     focusft, sft = report_runs.comparison(tmp_path, samples=2)
     ordinary = compare_suites(read_runs([focusft, sft]))
     prefilled = report_runs.suite(focusft / "prefill", "babilong", str(focusft), 0.99, samples=2)
-    content = json.loads((prefilled / "results.json").read_text())
+    content = report_runs.read(prefilled)
     content["generator"]["prefill"] = "bidirectional"
     (prefilled / "results.json").write_text(json.dumps(content))
     earlier = focusft / "checkpoint-5"
@@ -102,7 +105,7 @@ def test_other_ways_to_use_a_model_decide_nothing(tmp_path):
 def test_a_probe_of_two_models_is_two_results(tmp_path):
     runs = [report_runs.training(tmp_path / m, m) for m in ("focusft", "sft")]
     folder = report_runs.probe(tmp_path / "both", str(runs[0]))
-    content = json.loads((folder / "results.json").read_text())
+    content = report_runs.read(folder)
     content["compare"] = content | {"model": str(runs[1])}
     content["config"]["compare"] = str(runs[1])
     report_runs.write(folder, content)
@@ -215,13 +218,13 @@ def test_mistakes_give_one_line(tmp_path, monkeypatch, capsys, arguments, words)
     assert error.count("\n") == 1
 
 
-def test_a_real_training_run_is_read(tmp_path):
-    """What `focusft train` writes, not what these tests believe it writes."""
-    from tests.tiny_models import tiny_model, tiny_tokenizer
-
+def test_real_runs_are_read(tmp_path):
+    """What the commands write, not what these tests believe they write."""
     tokenizer = tiny_tokenizer()
     model = tmp_path / "model"
-    tiny_model("llama", vocab_size=len(tokenizer)).save_pretrained(model)
+    tiny_model(
+        "llama", vocab_size=len(tokenizer), max_position_embeddings=2048, num_hidden_layers=2
+    ).save_pretrained(model)
     tokenizer.save_pretrained(model)
     rows = [
         {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "a"}]}
@@ -231,14 +234,22 @@ def test_a_real_training_run_is_read(tmp_path):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     runs = []
     for method in ("focusft", "sft"):
-        runs.append(str(tmp_path / method))
-        arguments = [
-            "train", "--model_name_or_path", str(model), "--train_data", str(data), "--val_data",
-            str(data), "--output_dir", runs[-1], "--method", method, "--inner_lr", "0.1",
-            "--num_train_epochs", "1", "--logging_steps", "1", "--use_cpu", "--report_to", "none",
-        ]  # fmt: skip
-        assert main(arguments) == 0
+        run = str(tmp_path / method)
+        runs.append(run)
+        for arguments in (
+            f"train --model_name_or_path {model} --train_data {data} --val_data {data} --use_cpu "
+            f"--output_dir {run} --method {method} --inner_lr 0.1 --inner_rank 2 "
+            "--num_train_epochs 1 --logging_steps 1 --report_to none",
+            f"eval {run} --suite ruler --tasks niah_single_1 --lengths 1k --samples 1 "
+            f"--max_new_tokens 2 --out {run}/ruler",
+            f"probe {run} --data {data} --samples 2 --out {run}/probe",
+        ):
+            assert main(arguments.split()) == 0
     assert main(["report", *runs, "--out", str(tmp_path / "report.html")]) == 0
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
-    for title in ("Loss in training", "Loss on validation data", "Inner loop: focusft", "Speed"):
+    for title in (
+        "Loss in training", "Loss on validation data", "Inner loop: focusft", "Speed",
+        "RULER by kind of task", "FocuSFT minus SFT", "Sink mass by layer", "Some answers",
+        "sft, bidirectional", "While training: sink mass",
+    ):  # fmt: skip
         assert f"<h3>{title}</h3>" in html

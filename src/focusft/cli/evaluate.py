@@ -82,7 +82,7 @@ def _add_server(group: Any) -> None:
 
 def _add_corpora(group: Any) -> None:
     group.add_argument(
-        "--prose", nargs="+", default=[], help="books or essays: .txt, .json, hub ids"
+        "--prose", nargs="+", default=[], help="books or essays: .txt, .json or hub ids"
     )
     group.add_argument("--squad", help="SQuAD v2 dev file or hub id for ruler's qa_1")
     group.add_argument("--hotpotqa", help="HotpotQA distractor file or hub id for ruler's qa_2")

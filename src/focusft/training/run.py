@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from focusft.data import prepare_dataset
 from focusft.data.marked import read_marked
 from focusft.errors import ConfigError
+from focusft.training.adapters import add_adapters, save_merged
 from focusft.training.checkpoints import last_good_checkpoint, list_checkpoints, storage_errors
 from focusft.training.config import TrainConfig
 from focusft.training.live_probe import PROBE_EXAMPLES
@@ -62,7 +63,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     )
     stop = StopOnSignal()
     trainer = FocuSFTTrainer(
-        model=model,
+        model=add_adapters(model, config) if config.use_peft else model,
         args=config,
         train_dataset=datasets["train"],
         eval_dataset=datasets.get("val"),
@@ -93,6 +94,9 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     if trainer.is_world_process_zero():
         write_json(folder / "results.json", results)
         console.print(f"trained model and results.json: {folder}", soft_wrap=True)
+        if config.merge_adapters:
+            merged = save_merged(config, folder)
+            console.print(f"model with its adapters merged: {merged}", soft_wrap=True)
     return results
 
 

@@ -17,6 +17,7 @@ from transformers.trainer_utils import has_length
 
 from focusft.data import ConversationCollator, LengthBucketedSampler
 from focusft.errors import ConfigError
+from focusft.method.architectures import unwrap_causal_lm
 from focusft.method.attention import turn_attention
 from focusft.method.config import ContextAttention, ContextBlocks
 from focusft.method.engine import FocusEngine
@@ -26,6 +27,7 @@ from focusft.method.turns import TurnLayout
 from focusft.training.checkpointing import checkpoint_selectively
 from focusft.training.config import FocuSFTConfig
 from focusft.training.live_probe import PROBE_EXAMPLES, LiveProbe
+from focusft.training.parallelism import refuse_parallelism
 from focusft.training.resume import ResumableTrainer
 from focusft.training.watchdogs import (
     WatchInnerLoss,
@@ -91,6 +93,7 @@ class FocuSFTTrainer(ResumableTrainer):
                 _pad_token_id(model, kwargs.get("processing_class")), packing=args.packing
             )
         super().__init__(model=model, args=args, **kwargs)
+        refuse_parallelism(self.accelerator)
         # The loss below takes num_items_in_batch, whatever the model's own forward does.
         self.model_accepts_loss_kwargs = True
         if args.checkpointing == "selective":
@@ -100,7 +103,10 @@ class FocuSFTTrainer(ResumableTrainer):
         self.inner_steps_watched = 0
         self.inner_steps_raised = 0
         self.live_probe: LiveProbe | None = None
-        if args.probe_steps:
+        if args.probe_steps and self.is_fsdp_enabled and unwrap_causal_lm(model) is not model:
+            # The probe calls the model below PEFT, but FSDP2 must see its outermost one first.
+            logger.warning("probe_steps: the attention probe is off with FSDP2 and PEFT together")
+        elif args.probe_steps:
             batches = self._first_examples() if probe_set is None else probe_set
             self.live_probe = LiveProbe(
                 model,
@@ -215,9 +221,21 @@ class FocuSFTTrainer(ResumableTrainer):
             )
         return output
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save a plain Hugging Face model, gathered from all processes.
+
+        Within checkpoints, `state_dict_type: SHARDED_STATE_DICT` of FSDP2 saves shards alone.
+        """
+        if self.is_fsdp_enabled and not _internal_call:
+            self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
+            return
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save a plain Hugging Face checkpoint, with the options as YAML instead of a pickle."""
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:  # under FSDP2 every process comes here
+            return
         folder = Path(str(output_dir or self.args.output_dir))
         (folder / "training_args.bin").unlink(missing_ok=True)
         options = yaml.safe_dump(self.focusft_args.resolved(), sort_keys=True, allow_unicode=True)
@@ -337,12 +355,6 @@ def _refuse_unsupported(args: FocuSFTConfig) -> None:
         )
     if args.label_smoothing_factor > 0:
         raise ConfigError("label_smoothing_factor: not defined for FocuSFT; set it to 0")
-    parallelism = args.parallelism_config
-    if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
-        raise ConfigError(
-            "parallelism_config: context and sequence parallelism replace the attention mask "
-            "without a word; use DDP or FSDP2"
-        )
     if args.auto_find_batch_size:
         raise ConfigError("auto_find_batch_size: not supported; set per_device_train_batch_size")
     if args.use_liger_kernel:

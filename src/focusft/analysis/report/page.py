@@ -56,7 +56,8 @@ def write_report(paths: Sequence[Path], out: Path) -> Report:
     runs = read_runs(paths)
     comparisons = compare_suites(runs)
     verdict = judge(runs, comparisons)
-    style_of = styles(runs.of(*ABOUT_MODELS))
+    # Probes have heat maps of their own and no line in a chart.
+    style_of = styles(result for result in runs.of(*ABOUT_MODELS) if result.kind != "probe")
     sections = make_sections(runs, comparisons, style_of)
     environment = Environment(
         loader=PackageLoader("focusft.analysis.report", "."),

@@ -76,6 +76,7 @@ class _File:
     kind: Kind
     content: dict[str, Any]
     owner: Path
+    when: str
 
 
 def read_runs(paths: Sequence[Path]) -> Runs:
@@ -103,10 +104,10 @@ def read_runs(paths: Sequence[Path]) -> Runs:
         if kind is None:
             unknown.append(redact_text(str(path)))
             continue
-        for part in _models(content) if kind == "probe" else [content]:
+        for part_kind, part, when in _parts(kind, content):
             owner = _training_of_model(part, trainings) if kind in ABOUT_MODELS else None
             owner = owner or _nearest(path.parent.resolve(), trainings) or folder.resolve()
-            files.append(_File(path, kind, part, owner))
+            files.append(_File(path, part_kind, part, owner, when))
     if not files:
         raise ConfigError(
             f"{', '.join(unknown)}: none is of a kind that the report knows; give runs of "
@@ -207,11 +208,15 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _models(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The parts of a probe: one, or two where it compared models."""
-    yield content
-    if other := content.get("compare"):
-        yield {**content, **other, "config": content["config"] | {"model": other["model"]}}
+def _parts(kind: Kind, content: dict[str, Any]) -> Iterator[tuple[Kind, dict[str, Any], str]]:
+    """A file's content and the probes of other models inside it, with when they were made."""
+    yield kind, content, ""
+    if kind == "probe" and (other := content.get("compare")):
+        config = content["config"] | {"model": other["model"]}
+        yield "probe", {**content, **other, "config": config}, ""
+    if kind == "demo":
+        for when, probe in content.get("probes", {}).items():
+            yield "probe", probe, f"{when} training"
 
 
 def _answers(file: _File) -> Iterator[dict[str, Any]]:
@@ -267,6 +272,8 @@ def _method(file: _File, trainings: Mapping[Path, dict[str, Any]]) -> Method:
         return "FocuSFT"
     if file.kind not in ABOUT_MODELS:
         return "unknown"
+    if file.when:
+        return "untrained" if file.when == "before training" else "FocuSFT"
     owner = trainings.get(file.owner)
     if file.kind != "training":
         starts = [training["config"]["model_name_or_path"] for training in trainings.values()]
@@ -294,6 +301,8 @@ def _label(
     """The run's name; with the folder inside the run, or the file, where that is not enough."""
     name = names[file.owner]
     method = _method(file, trainings)
+    if file.when:
+        return f"{name}, {file.when}"
     if method == "untrained" and file.owner in trainings:
         name += ", before training"
     alike = [

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 from focusft.analysis.report import settings
@@ -14,71 +13,21 @@ from focusft.analysis.report.benchmark_charts import (
     suite_charts,
     tool_use,
 )
-from focusft.analysis.report.claims import Claim, check_claims
+from focusft.analysis.report.claims import check_claims
 from focusft.analysis.report.comparison import SuiteComparison
 from focusft.analysis.report.examples import (
-    Examples,
-    TokenView,
     demo_examples,
     suite_examples,
     token_views,
 )
-from focusft.analysis.report.figures import Chart, Style
+from focusft.analysis.report.figures import Style
+from focusft.analysis.report.missing import missing_section
 from focusft.analysis.report.numbers import percent, plain
 from focusft.analysis.report.reading import Kind, Result, Runs, model_of
+from focusft.analysis.report.section import RunRow, Section, SettingsBlock, Table
 from focusft.analysis.report.shifts import attention_shifts
 from focusft.analysis.report.speed_charts import speed_charts
 from focusft.analysis.report.training_charts import training_charts, watched_charts
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of texts; the first column names the row."""
-
-    title: str
-    head: list[str]
-    rows: list[list[str]]
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class RunRow:
-    """A run in the legend."""
-
-    label: str
-    method: str
-    model: str
-    details: str
-    colour: str
-    border: str
-
-
-@dataclass(frozen=True)
-class SettingsBlock:
-    """Options or versions: what differs, and what all share behind a click."""
-
-    title: str
-    different: settings.Rows
-    alike: settings.Rows
-    summary: str
-
-
-@dataclass
-class Section:
-    """A part of the page."""
-
-    id: str
-    title: str
-    short: str = ""
-    intro: list[str] = field(default_factory=list)
-    runs: list[RunRow] = field(default_factory=list)
-    claims: list[Claim] = field(default_factory=list)
-    charts: list[Chart] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    tokens: list[TokenView] = field(default_factory=list)
-    examples: Examples | None = None
-    settings: list[SettingsBlock] = field(default_factory=list)
-    missing: list[tuple[str, str]] = field(default_factory=list)
 
 
 def make_sections(
@@ -104,7 +53,7 @@ def make_sections(
         _training(runs, style_of),
         _speed(runs),
         _settings(runs),
-        _missing(runs),
+        missing_section(runs),
     ]
     return [section for section in sections if section]
 
@@ -324,9 +273,9 @@ def _attention(runs: Runs, style_of: Mapping[str, Style]) -> Section | None:
     ]
     if views:
         intro.append(
-            "In the text below, the stronger a token's colour, the more attention the answer pays "
-            "to it; full colour is 16 times an even share or more. Underlined: the facts that the "
-            "question asks for."
+            "In the conversation below, the stronger a token's colour, the more attention the "
+            "answer pays to it; full colour is 16 times an even share or more. Underlined: the "
+            "facts that the question asks for."
         )
     return Section(
         "attention",
@@ -391,41 +340,3 @@ def _settings(runs: Runs) -> Section:
     rows = settings.versions(runs.results)
     blocks.append(SettingsBlock("Versions", [], rows, f"{len(rows)} versions"))
     return Section("settings", "Options and versions", "Options", settings=blocks)
-
-
-def _missing(runs: Runs) -> Section | None:
-    rows = list(_what_is_missing(runs))
-    if not rows:
-        return None
-    return Section(
-        "missing", "What is missing", "Missing", ["This report could also show:"], missing=rows
-    )
-
-
-def _what_is_missing(runs: Runs) -> Iterable[tuple[str, str]]:
-    methods = {result.method for result in runs.results}
-    for method, name in (("SFT", "sft"), ("FocuSFT", "focusft")):
-        if method not in methods:
-            yield (
-                f"a run of {method} to compare with",
-                f"focusft train --config C.yaml --method {name} --output_dir RUN",
-            )
-    if not runs.of("training", "demo"):
-        yield "curves of training", "focusft train --config C.yaml --output_dir RUN"
-    suites: tuple[tuple[Kind, str, str], ...] = (
-        ("babilong", "scores of BABILong", ""),
-        ("ruler", "scores of RULER", ""),
-        ("agent", "tool use", " --questions Q.jsonl"),
-    )
-    for kind, name, more in suites:
-        if not runs.of(kind):
-            yield name, f"focusft eval RUN --suite {kind}{more} --out RUN/{kind}"
-    if not runs.of("probe"):
-        yield "attention by layer", "focusft probe RUN --data val.jsonl --out RUN/probe"
-    if not runs.of("step", "throughput", "length"):
-        yield (
-            "speed and memory beside other trainers",
-            "python -m benchmarks.step --length 2048 --json step.json",
-        )
-    for name in runs.unknown:
-        yield f"{name}: a kind of file that this report has no view for", ""

@@ -56,7 +56,8 @@ def attention_shifts(runs: Runs) -> list[ModelShifts]:
         )
         for result in runs.of("probe")
     ]
-    for demo in runs.of("demo"):
+    # Demos of earlier versions hold the means alone.
+    for demo in (demo for demo in runs.of("demo") if "probes" not in demo.content):
         for when in ("before", "after"):
             figures = demo.content[when]
             shifts = {
