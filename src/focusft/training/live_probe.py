@@ -161,7 +161,10 @@ class LiveProbe:
         """Warn, once, when training's mask does not relieve the sink."""
         if self._config.context_attention == "causal" or self._has_warned:
             return
-        causal, bidirectional = (metrics[f"probe/sink_mass_{mask}"] for mask in MASKS)
+        causal, bidirectional = (metrics.get(f"probe/sink_mass_{mask}") for mask in MASKS)
+        if causal is None or bidirectional is None:
+            # Nothing finite was measured: the loss of this step will say so.
+            return
         if bidirectional >= causal:
             self._has_warned = True
             logger.warning(
