@@ -2,10 +2,13 @@
 
 import csv
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from focusft.cli import main
+from focusft.evaluation.gpqa import load_gpqa
 from tests.evaluation.needs_bwrap import bwrap_or_skip
 from tests.evaluation.test_gpqa import ROWS
 from tests.tiny_models import tiny_model, tiny_tokenizer
@@ -36,7 +39,7 @@ def gpqa_file(tmp_path):
 
 def evaluate(model, questions, out, *more):
     paths = ["--questions", str(questions), "--out", str(out)]
-    return main(["eval", str(model), "--suite", "agent", *paths, "--max_new_tokens", "20", *more])
+    return main(["eval", str(model), "--suite", "agent", *paths, "--max_new_tokens", "8", *more])
 
 
 def test_a_gpqa_file_with_and_without_tools(model, gpqa_file, tmp_path, capsys):
@@ -65,19 +68,57 @@ def test_a_gpqa_file_with_and_without_tools(model, gpqa_file, tmp_path, capsys):
     assert "--samples" in capsys.readouterr().err
 
 
+class Server(BaseHTTPRequestHandler):
+    """Calls the tool when it is asked a question, and answers A when it has the result."""
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        asked = tiny_tokenizer().decode(body["prompt"])
+        text = "\\boxed{A}"
+        if "You can call tools" in asked and "<tool_response>\n42" not in asked:
+            call = {"name": "code_interpreter", "arguments": {"code": "6 * 7"}}
+            text = f"<tool_call>\n{json.dumps(call)}\n</tool_call>"
+        usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": 5}
+        choice = {"text": text, "finish_reason": "stop"}
+        answer = json.dumps({"choices": [choice], "usage": usage}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_a_model_behind_a_server(model, gpqa_file, tmp_path):
+    out = tmp_path / "out"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        there = ["--server", url, "--server_model", "served", "--both", *CONSENT]
+        assert evaluate(model, gpqa_file, out, *there) == 0
+        server.shutdown()
+    results = json.loads((out / "results.json").read_text())
+    assert results["generator"]["backend"] == "server"
+    assert results["modes"]["tools"]["rates"]["tool_use"] == 1
+    assert results["modes"]["no_tools"]["rates"]["tool_use"] == 0
+    right = sum(q.answer == "A" for q in load_gpqa(gpqa_file, seed=42)) / 3
+    assert results["mean"]["tools"]["score"] == results["mean"]["no_tools"]["score"] == right
+
+
 def test_made_conversations_are_questions_and_training_data(model, tmp_path, capsys):
     questions = tmp_path / "tools.jsonl"
-    make = ["data", "make", "--task", "tools", "--out", str(questions), "--count", "16",
+    make = ["data", "make", "--task", "tools", "--out", str(questions), "--count", "8",
             "--split", "held_out", "--model", str(model), *CONSENT]  # fmt: skip
     assert main([*make, "--kinds", "heat,product"]) == 0
-    assert "16 conversations" in capsys.readouterr().out
+    assert "8 conversations" in capsys.readouterr().out
     assert main(["data", "check", str(questions), "--model", str(model)]) == 0
     assert "tools as plain text" in capsys.readouterr().out
     out = tmp_path / "out"
     more = ["--tasks", "heat", "--temperature", "0", *CONSENT]
     assert evaluate(model, questions, out, *more) == 0
     results = json.loads((out / "results.json").read_text())
-    assert list(results["tasks"]) == ["heat"] and results["questions"]["n"] == 8
+    assert list(results["tasks"]) == ["heat"] and results["questions"]["n"] == 4
     assert list(results["modes"]) == ["tools"] and "difference" not in results
     assert evaluate(model, questions, tmp_path / "none", "--no_tools", "--tasks", "heat") == 0
     assert set(json.loads((tmp_path / "none/results.json").read_text())["modes"]) == {"no_tools"}

@@ -19,3 +19,15 @@ class DataError(UserError):
 
 class ConfigError(UserError):
     """An option is unknown, has the wrong type, or contradicts another one."""
+
+
+class RunInterrupted(Exception):
+    """A signal ended the run; the message says where its state is and how to go on.
+
+    Attributes:
+        exit_code: 128 and the number of the signal: 130 for SIGINT, 143 for SIGTERM.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

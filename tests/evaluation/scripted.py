@@ -1,14 +1,23 @@
 """A generator that answers by a script, for tests of what is done with answers."""
 
+import dataclasses
+import functools
 import io
 import time
 
 from rich.console import Console
 
 from focusft.evaluation.generation import Completion
+from focusft.evaluation.items import make_items
 from focusft.evaluation.run import run_suite
 
 QUIET = Console(file=io.StringIO(), width=150)
+
+
+def make_once(suite, **options):
+    """Items of which each is made once, however often they are iterated over."""
+    items = make_items(suite, **options)
+    return dataclasses.replace(items, draft=functools.cache(items.draft))
 
 
 class Scripted:

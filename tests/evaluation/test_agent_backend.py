@@ -1,15 +1,18 @@
 """The tool loop over a generator: prompts as in training, and conversations that grow too long."""
 
+import json
+
 import pytest
 
 from focusft.data.chat import encode_conversation
 from focusft.data.multiple_choice import CODE_INTERPRETER
 from focusft.errors import ConfigError
-from focusft.evaluation.agent import Tool, ToolOutput, run_episodes
+from focusft.evaluation.agent import Budget, Tool, ToolOutput, run_episodes
 from focusft.evaluation.agent_backend import GeneratorBackend
 from focusft.evaluation.generation import Completion, encode
 from tests.data.small_tokenizer import make_tokenizer
 from tests.data.test_tool_use import make, run_here
+from tests.evaluation.test_tool_calls import fuzzed_outputs
 
 
 class Replaying:
@@ -65,6 +68,31 @@ def test_prompts_are_those_of_training(name):
         assert episode.broken_calls == 0
         turns.add(len(responses))
     assert {1, 2, 3} <= turns
+
+
+@pytest.mark.parametrize("name", ["smollm2", "qwen2_5"])
+def test_whatever_a_model_writes_can_be_shown_to_it_again(name):
+    """500 fuzzed outputs, each in a conversation that goes on and is tokenised at every turn."""
+    tokenizer = make_tokenizer(name)
+    outputs = list(fuzzed_outputs(1000, seed=3))
+
+    class Fuzzing(Replaying):
+        def complete(self, prompts):
+            for prompt in prompts:
+                assert encode(tokenizer, prompt, chat=True)
+            yield from super().complete(prompts)
+
+    generator = Fuzzing(tokenizer, outputs)
+    backend = GeneratorBackend(generator, tokenizer, context_tokens=100_000)
+    conversations = [[{"role": "user", "content": str(n)}] for n in range(500)]
+    echo = Tool(CODE_INTERPRETER, lambda arguments: ToolOutput(arguments["code"], failed=False))
+    budget = Budget(turns=2)
+    results = dict(
+        run_episodes(conversations, backend, tools=[echo], budget=budget, batch_size=100)
+    )
+    assert len(results) == 500 and sum(result.calls for result in results.values()) > 100
+    assert sum(result.broken_calls for result in results.values()) > 100
+    json.dumps([result.messages for result in results.values()], ensure_ascii=False).encode()
 
 
 def test_samples_reach_the_generator_and_order_is_kept():

@@ -12,6 +12,7 @@ from focusft.errors import ConfigError, DataError
 from focusft.evaluation.agent import Budget, Tool, ToolOutput
 from focusft.evaluation.agent_backend import GeneratorBackend
 from focusft.evaluation.agent_run import results_table, run_agent_suite
+from focusft.evaluation.agent_transcripts import transcripts
 from focusft.evaluation.generation import Completion
 from tests.data.small_tokenizer import make_tokenizer
 
@@ -154,3 +155,24 @@ def test_a_damaged_line_is_named(tmp_path):
     file.write_text("".join([*lines[:4], "{broken\n", *lines[5:]]))
     with pytest.raises(DataError, match=r"episodes.jsonl: line 5 is damaged"):
         run(tmp_path, Solver(1, 1), samples=1)
+
+
+def test_transcripts_show_right_and_wrong_answers(tmp_path):
+    run(tmp_path, Solver(0.5, 0.5), samples=1)
+    text = (tmp_path / "transcripts.md").read_text()
+    saved = episodes(tmp_path)
+    for mode in ("tools", "no_tools"):
+        right = sum(e["right"]["strict"] for e in saved if e["mode"] == mode)
+        assert f"## {mode}: right ({right})" in text
+        assert f"## {mode}: wrong ({40 - right})" in text
+    assert text.count("\n### ") == 4 * 3
+    assert "[code_interpreter]\n6 * 7" in text and "**tool**\n```\n42\n```" in text
+
+
+def test_transcripts_cannot_be_broken_by_backticks():
+    episode = {
+        "mode": "tools", "kind": "k", "question": "q", "sample": 0, "strict": None,
+        "reference": "A", "ended": "answer", "right": {"strict": False},
+        "messages": [{"role": "user", "content": "a\n`````\nb"}],
+    }  # fmt: skip
+    assert "``````\na\n`````\nb\n``````" in transcripts([episode])

@@ -9,14 +9,13 @@ import pytest
 
 from focusft.errors import ConfigError, DataError
 from focusft.evaluation.compare import compare_runs, comparison_table
-from focusft.evaluation.items import make_items
 from focusft.evaluation.statistics import bootstrap_interval, score_interval, wilson_interval
-from tests.evaluation.scripted import Scripted, answers_by, perfect, run, shown
+from tests.evaluation.scripted import Scripted, answers_by, make_once, perfect, run, shown
 
 
 @pytest.fixture(scope="module")
 def items(smollm2):
-    return make_items(
+    return make_once(
         "babilong", tokenizer=smollm2, lengths=[512, 640], samples=5, tasks=["qa1", "qa4"]
     )
 
@@ -73,7 +72,7 @@ def test_a_run_beside_itself(items, tmp_path):
 )
 def test_other_items_are_refused(items, smollm2, tmp_path, options, said):
     given = {"lengths": [512, 640], "samples": 5, "tasks": ["qa1", "qa4"]} | options
-    others = make_items("babilong", tokenizer=smollm2, **given)
+    others = make_once("babilong", tokenizer=smollm2, **given)
     run(items, tmp_path / "one", Scripted(lambda prompt: ""))
     run(others, tmp_path / "other", Scripted(lambda prompt: ""))
     with pytest.raises(ConfigError, match=said):

@@ -9,9 +9,9 @@ import pytest
 from benchmarks.evaluation_tables import evaluation_page
 from focusft.errors import ConfigError
 from focusft.evaluation.figures import category_bars, heat_map, heat_map_svg, write_figures
-from focusft.evaluation.items import length_name, make_items, parse_length
+from focusft.evaluation.items import length_name, parse_length
 from focusft.evaluation.tables import results_table
-from tests.evaluation.scripted import Scripted, answers_by, perfect, run, shown
+from tests.evaluation.scripted import Scripted, answers_by, make_once, perfect, run, shown
 
 TASKS = {"babilong": ["qa1", "qa4"], "ruler": ["niah_single_2", "vt"]}
 
@@ -20,7 +20,7 @@ TASKS = {"babilong": ["qa1", "qa4"], "ruler": ["niah_single_2", "vt"]}
 def results(request, smollm2, tmp_path_factory):
     """Two tasks at two lengths; right on the first half of the items at 512."""
     options = {"lengths": [512, 1024], "samples": 4, "tasks": TASKS[request.param]}
-    items = make_items(request.param, tokenizer=smollm2, **options)
+    items = make_once(request.param, tokenizer=smollm2, **options)
 
     def half(item):
         return perfect(item) if item.length == 512 and int(item.id[-1]) < 2 else ""
@@ -84,14 +84,16 @@ def test_terminal_table(results):
 
 
 def test_page_of_results(results, tmp_path):
-    results = results | {"generator": {"dtype": "float32"}}
-    made = evaluation_page({"one": json.loads(json.dumps(results))}, tmp_path)
-    assert set(made) == {"results.md", "results_one.svg"}
+    local = results | {"generator": {"backend": "transformers", "dtype": "float32"}}
+    made = evaluation_page({"one": json.loads(json.dumps(local)), "two": results}, tmp_path)
+    assert set(made) == {"results.md", "results_one.svg", "results_two.svg"}
     page = made["results.md"]
     task = TASKS[results["suite"]][0]
     assert f"| {task}\\* | 50.0 [15, 85] | 0.0 [0, 49] |" in page
     assert re.search(rf"\| {task} \| 512 \| 4 \| 50% \| 50% \| \d+ \(\d+ to \d+\) \| ", page)
     assert "](results_one.svg)" in page
+    assert "float32, temperature 0" in page
+    assert "behind a server, temperature 0" in page
     assert f"--tasks {','.join(TASKS[results['suite']])} --lengths 512,1k --samples 4" in page
     assert ("By the lenient rule" in page) == (results["suite"] == "babilong")
 

@@ -206,6 +206,11 @@ def test_a_prompt_too_long_for_the_model_is_an_error_before_anything_runs():
         next(LocalGenerator(model, tokenizer).complete([prompts[0], too_long]))
 
 
+def test_an_answer_has_room_for_a_token():
+    with pytest.raises(ConfigError, match="max_new_tokens: 0"):
+        ask("hi", max_new_tokens=0)
+
+
 def test_rope_scaling_makes_room():
     rope = {
         "rope_type": "yarn",

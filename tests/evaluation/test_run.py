@@ -14,10 +14,11 @@ from focusft.errors import ConfigError, DataError
 from focusft.evaluation import batching, generation, ruler
 from focusft.evaluation.babilong import labels_of
 from focusft.evaluation.generation import Completion, LocalGenerator, Prompt
-from focusft.evaluation.items import make_items
+from focusft.evaluation.haystack import Draft
+from focusft.evaluation.items import ItemSet
 from focusft.evaluation.statistics import wilson_interval
 from focusft.evaluation.worlds import TASKS as BABI_TASKS
-from tests.evaluation.scripted import Scripted, answers_by, perfect, run
+from tests.evaluation.scripted import Scripted, answers_by, make_once, perfect, run
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 FORK = multiprocessing.get_context("fork")
@@ -27,7 +28,7 @@ FORK = multiprocessing.get_context("fork")
 def sets(smollm2):
     """Every task of both suites, a short length and few samples."""
     return {
-        suite: make_items(suite, tokenizer=smollm2, lengths=[512, 1024], samples=samples)
+        suite: make_once(suite, tokenizer=smollm2, lengths=[512, 1024], samples=samples)
         for suite, samples in (("babilong", 30), ("ruler", 3))
     }
 
@@ -82,7 +83,7 @@ def test_a_random_answerer_of_ruler_scores_next_to_nothing(sets, tmp_path):
 
 
 def test_lines_and_figures(sets, tmp_path, smollm2):
-    items = make_items(
+    items = make_once(
         "ruler", tokenizer=smollm2, lengths=[512], samples=4, tasks=["niah_multivalue", "vt"]
     )
     made = list(items)
@@ -128,7 +129,7 @@ def test_lines_and_figures(sets, tmp_path, smollm2):
 
 @pytest.fixture(scope="module")
 def few(smollm2):
-    return make_items("babilong", tokenizer=smollm2, lengths=[512], samples=4, tasks=["qa1", "qa4"])
+    return make_once("babilong", tokenizer=smollm2, lengths=[512], samples=4, tasks=["qa1", "qa4"])
 
 
 def same_files(one, other):
@@ -191,7 +192,7 @@ def test_other_settings_are_refused_by_name(few, smollm2, tmp_path):
         run(few, tmp_path, script, temperature=0.7)
     with pytest.raises(ConfigError, match=r"^generator\.backend: .*\"scripted\", not \"other\""):
         run(few, tmp_path, Scripted(perfect, name="other"), temperature=0.0)
-    more = make_items("babilong", tokenizer=smollm2, lengths=[512], samples=5, tasks=["qa1", "qa4"])
+    more = make_once("babilong", tokenizer=smollm2, lengths=[512], samples=5, tasks=["qa1", "qa4"])
     with pytest.raises(ConfigError, match=r"^items\.samples: .* begun with 4, not 5"):
         run(more, tmp_path, script, temperature=0.0)
 
@@ -203,7 +204,7 @@ def test_settings_that_failed_at_the_start_can_be_mended(few, smollm2, tmp_path)
 
     with pytest.raises(DataError):
         run(few, tmp_path, Short(perfect))
-    fewer = make_items("babilong", tokenizer=smollm2, lengths=[512], samples=2, tasks=["qa1"])
+    fewer = make_once("babilong", tokenizer=smollm2, lengths=[512], samples=2, tasks=["qa1"])
     results = run(fewer, tmp_path, Scripted(answers_by(list(few), perfect)))
     assert results["tasks"]["qa1"]["512"]["n"] == 2
     assert results["items"]["samples"] == 2
@@ -262,11 +263,13 @@ def lines_of(out: Path) -> list[bytes]:
 def test_the_batches_of_a_run_are_kept(tmp_path, monkeypatch):
     """Interrupted within a batch, and gone on with where other batches would fit into memory."""
     tokenizer = tiny_tokenizer()
-    items = make_items(
-        "ruler", tokenizer=tokenizer, lengths=[1024], samples=7, tasks=["niah_single_1"],
-        max_new_tokens=6,
-    )  # fmt: skip
-    model = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=1024)
+
+    def draft(task, length, index):
+        return Draft(f"Item {index}" + " and so on" * index, references=("x",), tokens=80)
+
+    header = {"suite": "ruler", "tasks": ["vt"], "corpora": {}, "thinking_tokens": 0}
+    items = ItemSet("ruler", ("vt",), (128,), 7, header, draft, {"vt": 6})
+    model = tiny_model("llama", vocab_size=len(tokenizer))
     sizes = []
     real = generation.decode
 
@@ -312,7 +315,7 @@ def test_only_the_batches_that_are_asked_for():
 
 def test_thinking_has_room_and_is_saved(smollm2, tmp_path):
     options = {"lengths": [512], "samples": 1, "tasks": ["qa1"], "thinking_tokens": 60}
-    items = make_items("babilong", tokenizer=smollm2, **options)
+    items = make_once("babilong", tokenizer=smollm2, **options)
     (item,) = items
     assert item.max_new_tokens == 20 + 60
     assert item.tokens + 80 <= 512

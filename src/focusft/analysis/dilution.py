@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
@@ -172,7 +172,7 @@ def measure_documents(
     """
     layout = TurnLayout.from_batch(batch, context_blocks)
     recorder = Recorder(batch, layout, context_attention, sample or QuerySample())
-    attention = replace(turn_attention(model, layout, context_attention), observer=recorder.observe)
+    attention = turn_attention(model, layout, context_attention).observed_by(recorder.observe)
     with torch.no_grad():
         model(
             input_ids=batch["input_ids"],
@@ -208,7 +208,7 @@ def observing(architecture: Architecture, recorder: Recorder) -> Iterator[None]:
         if call is None or call.is_adapting:
             return None
         turns: TurnAttention = kwargs[ATTENTION]
-        return args, {**kwargs, ATTENTION: replace(turns, observer=recorder.keep)}
+        return args, {**kwargs, ATTENTION: turns.observed_by(recorder.keep)}
 
     def reduce(*_: Any) -> None:
         recorder.reduce()

@@ -8,14 +8,15 @@ import sys
 from collections.abc import Sequence
 
 from focusft.cli import chat, data, demo, evaluate, probe, report, train
-from focusft.errors import UserError
+from focusft.errors import RunInterrupted, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        0 on success, 2 for an error that the user can mend, 130 when interrupted.
+        0 on success, 2 for an error that the user can mend, 130 when interrupted, 143 when
+        terminated.
     """
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
@@ -27,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"focusft: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except RunInterrupted as interruption:
+        print(f"focusft: {interruption}", file=sys.stderr)
+        return interruption.exit_code
     except KeyboardInterrupt:
         print("focusft: interrupted", file=sys.stderr)
         return 130

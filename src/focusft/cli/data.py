@@ -25,8 +25,10 @@ def add_to(commands: Any) -> None:
     make.add_argument("--task", default="qa1", help="qa1, qa2, qa3, or tools")
     make.add_argument("--split", default="train", help="train or held_out; they share nothing")
     make.add_argument("--count", type=int, default=1000, help="number of conversations")
-    make.add_argument("--context_tokens", type=int, default=512, help="length of the text")
-    make.add_argument("--answer_style", default="short", help="short or sentence")
+    make.add_argument(
+        "--context_tokens", type=int, default=512, help="length of the text of qa1 to qa3"
+    )
+    make.add_argument("--answer_style", default="short", help="short or sentence, for qa1 to qa3")
     make.add_argument("--seed", type=int, default=1234, help="seed of the whole set")
     make.add_argument("--model", default="smollm2", help="model whose tokenizer counts")
     tools = make.add_argument_group("options of --task tools")
@@ -129,7 +131,10 @@ def _data_check(options: argparse.Namespace, _: list[str]) -> None:
         length_policy=options.length_policy,
         num_proc=options.num_proc,
     )
-    make_console().print(report.table())
+    console = make_console()
+    console.print(report.table())
+    for warning in report.warnings():
+        console.print(f"WARNING: {warning}", soft_wrap=True, markup=False)
 
 
 def _data_show(options: argparse.Namespace, _: list[str]) -> None:

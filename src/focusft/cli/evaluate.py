@@ -81,10 +81,12 @@ def _add_server(group: Any) -> None:
 
 
 def _add_corpora(group: Any) -> None:
-    group.add_argument("--prose", nargs="+", default=[], help="books or essays, .txt or .json")
-    group.add_argument("--squad", help="SQuAD v2 dev file for ruler's qa_1")
-    group.add_argument("--hotpotqa", help="HotpotQA distractor file for ruler's qa_2")
-    group.add_argument("--babilong_data", help="file or folder of the published BABILong data")
+    group.add_argument(
+        "--prose", nargs="+", default=[], help="books or essays: .txt, .json or hub ids"
+    )
+    group.add_argument("--squad", help="SQuAD v2 dev file or hub id for ruler's qa_1")
+    group.add_argument("--hotpotqa", help="HotpotQA distractor file or hub id for ruler's qa_2")
+    group.add_argument("--babilong_data", help="published BABILong data: file, folder or hub id")
 
 
 def _eval(options: argparse.Namespace, _: list[str]) -> None:

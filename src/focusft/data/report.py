@@ -14,6 +14,12 @@ _DROPPED = {
     "no_room": "no room for the responses in max_length",
     "no_labels": "nothing to train on",
 }
+_MENDS = {
+    "too_long": "raise max_length, or set length_policy to truncate_context",
+    "no_room": "raise max_length",
+    "no_labels": "look at one with 'focusft data show' and mend its messages",
+}
+_FEW_LABELS = 0.01
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,26 @@ class DataReport:
         parts.append(f"{self.tokens:,} tokens, {self.response_tokens:,} of them response")
         parts.append(f"longest {self.max_tokens:,}")
         return "; ".join(parts)
+
+    def warnings(self) -> list[str]:
+        """What is probably not meant, each with its mend."""
+        lines = []
+        for why, count in self.dropped.items():
+            share = f"{count} of {self.rows} rows are dropped: {_DROPPED[why]}"
+            lines.append(f"{share}; {_MENDS[why]}")
+        if self.rewritten_turns:
+            lines.append(
+                f"the chat template hides part of {self.rewritten_turns} assistant messages, for "
+                "instance their thinking, which is then not trained on; use a template that shows "
+                "it, or split the conversations so that each ends with such a message"
+            )
+        share_of_labels = self.response_tokens / max(self.tokens, 1)
+        if share_of_labels < _FEW_LABELS:
+            lines.append(
+                f"only {share_of_labels:.2%} of the tokens have labels; put several questions "
+                "about a text into one conversation, or use longer answers or shorter texts"
+            )
+        return lines
 
     def table(self) -> Table:
         """A table for the terminal."""

@@ -131,6 +131,7 @@ def check_tools(tools: object) -> list[dict[str, Any]] | None:
         return None
     if not isinstance(tools, list):
         raise DataError(f"'tools' is {_kind(tools)}; it must be a list of JSON schemas")
+    _check_unicode("'tools'", tools)
     for number, tool in enumerate(tools, 1):
         if not isinstance(tool, dict) or not isinstance(tool_name(tool), str):
             raise DataError(
@@ -265,13 +266,14 @@ def check_template_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
             f"'chat_template_kwargs' may not set {reserved[0]!r}; "
             "it holds variables of the chat template only"
         )
+    _check_unicode("'chat_template_kwargs'", kwargs)
     return kwargs
 
 
 def _parse_json(text: str, name: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{name} is not valid JSON ({error}); mend it") from None
 
 
@@ -280,7 +282,7 @@ def _check_unicode(name: str, value: object) -> None:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise DataError(f"{name} holds half a surrogate pair; write valid Unicode") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{name} holds something that is not JSON: {error}") from None
 
 

@@ -67,7 +67,9 @@ def read_records(paths: str | Path | Sequence[str | Path]) -> Iterator[Record]:
                     )
                 yield Record(where, row)
             except DataError as problem:
-                yield Record(where, None, str(problem))
+                # The message may quote half a surrogate pair, which no file or terminal takes.
+                text = str(problem).encode(errors="backslashreplace").decode()
+                yield Record(where, None, text)
 
 
 def load_rows(paths: str | Path | Sequence[str | Path]) -> list[dict[str, Any]]:

@@ -69,15 +69,19 @@ class GeneratorBackend:
             )
             if self.context_tokens is not None:
                 room = self.context_tokens - len(encode(self.tokenizer, prompt, chat=True))
+                if room < 1:
+                    continue
                 prompt = replace(prompt, max_new_tokens=min(prompt.max_new_tokens, room))
-            if prompt.max_new_tokens > 0:
-                prompts[index] = prompt
+            prompts[index] = prompt
         if not prompts:
             return replies
         indices = list(prompts)
         for place, answer in self.generator.complete(list(prompts.values())):
             replies[indices[place]] = Reply(
-                answer.text, answer.tokens, answer.truncated, answer.thinking
+                text=_whole(answer.text),
+                tokens=answer.tokens,
+                truncated=answer.truncated,
+                thinking=_whole(answer.thinking),
             )
         return replies
 
@@ -97,3 +101,8 @@ class GeneratorBackend:
         except DataError:
             return "user"
         return "tool" if "probe_error" in text else "user"
+
+
+def _whole(text: str) -> str:
+    """Text without halves of surrogate pairs, which a server can send and no tokenizer takes."""
+    return text.encode(errors="replace").decode()

@@ -1,7 +1,8 @@
 """Run questions with and without a tool, keep every transcript, and go on from where it stopped.
 
 `episodes.jsonl` gets a line for each answer as the run goes: mode, question, sample, what was
-found, and the whole conversation. At the end it is put into the order of the questions.
+found, and the whole conversation. At the end it is put into the order of the questions, and
+`transcripts.md` shows some right and some wrong answers.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from focusft.data.multiple_choice import Question, ask
 from focusft.errors import DataError
 from focusft.evaluation.agent import Budget, Tool, evaluate, pass_at_k_estimate, summarise
 from focusft.evaluation.agent_backend import GeneratorBackend
+from focusft.evaluation.agent_transcripts import transcripts
 from focusft.evaluation.questions import fingerprint
 from focusft.evaluation.settings import check_settings, note_settings
 from focusft.evaluation.statistics import bootstrap_interval
@@ -28,6 +30,7 @@ Mode = Literal["tools", "no_tools"]
 
 EPISODES_FILE = "episodes.jsonl"
 RESULTS_FILE = "results.json"
+TRANSCRIPTS_FILE = "transcripts.md"
 _RULES = ("strict", "lenient")
 _Key = tuple[str, str, int]
 
@@ -116,6 +119,7 @@ def run_agent_suite(
         "versions": dict(versions),
         "seconds": round(sum(record["seconds"] for record in ordered), 3),
     }
+    _replace(out / TRANSCRIPTS_FILE, transcripts(ordered))
     _replace(out / RESULTS_FILE, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     return results
 

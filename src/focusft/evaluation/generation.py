@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, get_args
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from focusft.analysis.report.redaction import redact_text
 from focusft.data.template import ChatTemplate
 from focusft.errors import ConfigError, DataError, UnsupportedModelError
 from focusft.evaluation.answers import Answer, Limits, ThinkingTags, opens_thinking, without_tags
@@ -54,6 +55,10 @@ class Prompt:
     max_new_tokens: int = 128
     tools: tuple[dict[str, Any], ...] = ()
     sample: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens: {self.max_new_tokens} leaves no room for an answer")
 
 
 @dataclass(frozen=True)
@@ -245,7 +250,7 @@ class LocalGenerator:
         """What a results file says of it."""
         return {
             "backend": "transformers",
-            "model": self.model.name_or_path,
+            "model": redact_text(self.model.name_or_path),
             "weights_sha256": weights_fingerprint(self.model),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.model.device.type,
@@ -300,11 +305,14 @@ class LocalGenerator:
                 waiting.appendleft(rest)
                 batch = batch[: self._sizes.most]
             started = time.perf_counter()
+            answers: list[Answer] | None = None
             try:
                 answers = self._answer(batch)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
+            if answers is None:
+                # Not inside `except`: there the error still holds the tensors of the batch.
                 self._sizes.halve(len(batch), batch[0].length)
                 waiting.appendleft(batch)
                 continue

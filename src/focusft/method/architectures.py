@@ -16,6 +16,7 @@ from transformers.utils import is_peft_available
 
 from focusft.errors import UnsupportedModelError
 from focusft.method.config import FocusConfig
+from focusft.method.sharding import is_sharded, unhooked
 
 # The keyword under which each layer must hand the state of a call on to its attention.
 CALL = "focus_call"
@@ -77,7 +78,7 @@ class Architecture:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head with the scaling and the soft-cap of the model, [.., D] to [.., V]."""
-        logits = self.head(hidden)
+        logits = unhooked(self.head)(hidden)
         settings = self.model.config.get_text_config(decoder=True).to_dict()
         if settings.get("logits_scaling"):  # Granite
             logits = logits / settings["logits_scaling"]
@@ -169,6 +170,11 @@ def _refuse_unsupported(model: PreTrainedModel) -> None:
         raise UnsupportedModelError(
             f"{name} is a mixture of experts, whose fused expert weights cannot carry fast "
             "weights; use a dense model"
+        )
+    if is_sharded(model):
+        raise UnsupportedModelError(
+            f"{name} has sharded parameters: attach FocuSFT before fully_shard (FSDP2); tensor "
+            "parallelism is not supported"
         )
     if any("ds_id" in vars(parameter) for parameter in model.parameters()):
         raise UnsupportedModelError(

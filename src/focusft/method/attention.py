@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -45,9 +44,10 @@ SEGMENTS = "focusft_segments"
 FLEX = "focusft_flex"
 
 
-@dataclass(frozen=True)
 class TurnAttention:
     """The attention of one call.
+
+    No dataclass: FSDP2 copies those that travel in keyword arguments.
 
     Attributes:
         mask: What every attention must get as its `attention_mask`: the dense mask, or an empty
@@ -56,9 +56,15 @@ class TurnAttention:
         observer: Sees the queries and keys of each attention, "segments" and "flex" only.
     """
 
-    mask: Tensor
-    kernel: SegmentPlan | BlockMask | None = None
-    observer: Observer | None = None
+    def __init__(
+        self,
+        mask: Tensor,
+        kernel: SegmentPlan | BlockMask | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self.mask = mask
+        self.kernel = kernel
+        self.observer = observer
 
     @property
     def model_kwargs(self) -> dict[str, Any]:
@@ -68,8 +74,12 @@ class TurnAttention:
     def only(self, rows_BS: Tensor) -> TurnAttention:
         """The same attention where only some rows are wanted; the others may be anything."""
         if isinstance(self.kernel, SegmentPlan):
-            return replace(self, kernel=self.kernel.only(rows_BS))
+            return TurnAttention(self.mask, self.kernel.only(rows_BS), self.observer)
         return self
+
+    def observed_by(self, observer: Observer) -> TurnAttention:
+        """The same attention, seen by an observer."""
+        return TurnAttention(self.mask, self.kernel, observer)
 
     def show(self, query_BHSD: Tensor, key_BGSD: Tensor, scaling: float | None) -> None:
         """Let the observer look, if there is one."""

@@ -23,7 +23,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -46,6 +45,7 @@ from focusft.method.inner_loop import InnerTrace, NonFiniteLossError, adapt
 from focusft.method.loss import PredictedRows, token_losses
 from focusft.method.mask_check import check_masking
 from focusft.method.objectives import inner_targets
+from focusft.method.sharding import check_wrapping, gather, gathered, keep_gathered, unhooked
 from focusft.method.top_layers import prepare_top_layers
 from focusft.method.turns import TurnLayout
 
@@ -53,20 +53,29 @@ from focusft.method.turns import TurnLayout
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-@dataclass
 class FocusCall:
-    """The state of one training forward."""
+    """The state of one training forward.
 
-    input_ids_BS: Tensor
-    labels_BS: Tensor
-    layout: TurnLayout
-    normaliser: Tensor | int | None
-    trunk_input: tuple[Tensor, dict[str, Any]] | None = None
-    fast_weights: FastWeights | None = None
-    is_adapting: bool = False
-    inner_rows_per_document: Sequence[int] = ()
-    trace: InnerTrace | None = None
-    loss: Tensor | None = None
+    No dataclass: FSDP2 copies those that travel in keyword arguments.
+    """
+
+    def __init__(
+        self,
+        input_ids_BS: Tensor,
+        labels_BS: Tensor,
+        layout: TurnLayout,
+        normaliser: Tensor | int | None,
+    ) -> None:
+        self.input_ids_BS = input_ids_BS
+        self.labels_BS = labels_BS
+        self.layout = layout
+        self.normaliser = normaliser
+        self.trunk_input: tuple[Tensor, dict[str, Any]] | None = None
+        self.fast_weights: FastWeights | None = None
+        self.is_adapting = False
+        self.inner_rows_per_document: Sequence[int] = ()
+        self.trace: InnerTrace | None = None
+        self.loss: Tensor | None = None
 
 
 def attach(model: nn.Module, config: FocusConfig | None = None) -> FocusEngine:
@@ -184,6 +193,7 @@ class FocusEngine:
                 "model(...): FocuSFT reads its batch from keyword arguments; call "
                 "model(input_ids=..., attention_mask=..., labels=...)"
             )
+        check_wrapping(model, self._architecture.layers, self.config.inner_order)
         self._refuse_reentrant_checkpointing()
         self._refuse_recorded_states(kwargs)
         layout = TurnLayout.from_batch(
@@ -218,6 +228,8 @@ class FocusEngine:
         config, layout = self.config, call.layout
         trunk_BSD, layer_kwargs = _split_hidden(args, kwargs)
         call.is_adapting = True
+        parts = self._architecture
+        gather([*parts.adapted_layers, parts.norm, parts.head])
         kernels = sdpa_kernel(SDPBackend.MATH) if config.inner_order == 2 else nullcontext()
         with torch.enable_grad(), kernels:
             if call.trunk_input is not None:
@@ -232,7 +244,7 @@ class FocusEngine:
             document_of_R = layout.document_numbers()[rows.mask_BS]
 
             initial = initial_fast_weights(
-                self._architecture.shapes,
+                parts.shapes,
                 rank=config.inner_rank,
                 alpha=config.inner_alpha,
                 dropout=config.inner_dropout,
@@ -241,13 +253,13 @@ class FocusEngine:
                 seed=config.seed,
                 step=self.step,
                 # Steps in bfloat16 would be rounded away.
-                dtype=torch.promote_types(self._architecture.model.dtype, torch.float32),
+                dtype=torch.promote_types(parts.model.dtype, torch.float32),
             )
             counts_G = document_of_R.bincount(minlength=len(initial.documents))
             call.inner_rows_per_document = counts_G.tolist()
 
             run_top_layers = prepare_top_layers(
-                self._architecture,
+                parts,
                 trunk_BSD,
                 rows.mask_BS,
                 layer_kwargs,
@@ -256,7 +268,7 @@ class FocusEngine:
 
             def inner_losses(weights: FastWeights) -> Tensor:
                 call.fast_weights = weights
-                losses_R = token_losses(run_top_layers(), rows.targets_R, self._architecture.logits)
+                losses_R = token_losses(run_top_layers(), rows.targets_R, parts.logits)
                 sums_G = losses_R.new_zeros(len(counts_G)).index_add(0, document_of_R, losses_R)
                 return sums_G / counts_G.clamp(min=1)
 
@@ -298,6 +310,7 @@ class FocusEngine:
         call = kwargs.get(CALL)
         if call is None:
             return
+        keep_gathered(self._architecture.head)
         rows = PredictedRows.of(call.labels_BS, call.layout)
         hidden_RD = output[0][rows.mask_BS]
         losses_R = token_losses(hidden_RD, rows.targets_R, self._architecture.logits)
@@ -338,7 +351,8 @@ class FocusEngine:
         layer_kwargs = {**layer_kwargs, **attention.model_kwargs}
         with torch.set_grad_enabled(self.config.inner_order == 2):
             for layer in self._architecture.trunk:
-                hidden_BSD = layer(hidden_BSD, **layer_kwargs)
+                with gathered(layer):
+                    hidden_BSD = unhooked(layer)(hidden_BSD, **layer_kwargs)
         return hidden_BSD, layer_kwargs
 
     def _with_final_losses(

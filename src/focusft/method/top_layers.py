@@ -19,6 +19,7 @@ from torch import Tensor
 
 from focusft.method.architectures import Architecture, attention_part, mlp_part
 from focusft.method.attention import ATTENTION
+from focusft.method.sharding import unhooked
 
 
 def prepare_top_layers(
@@ -47,8 +48,8 @@ def prepare_top_layers(
         def run_whole_layers() -> Tensor:
             hidden_BSD = trunk_BSD
             for layer in layers:
-                hidden_BSD = layer(hidden_BSD, **layer_kwargs)
-            return parts.norm(hidden_BSD[rows_BS])
+                hidden_BSD = unhooked(layer)(hidden_BSD, **layer_kwargs)
+            return unhooked(parts.norm)(hidden_BSD[rows_BS])
 
         return run_whole_layers
 
@@ -74,8 +75,8 @@ def prepare_top_layers(
             elif layer is layers[-1]:
                 hidden = _run(layer, last_layer, hidden)
             else:
-                hidden = layer(hidden, **layer_kwargs)
-        return parts.norm(hidden)
+                hidden = unhooked(layer)(hidden, **layer_kwargs)
+        return unhooked(parts.norm)(hidden)
 
     return run
 

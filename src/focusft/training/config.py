@@ -72,6 +72,11 @@ class FocuSFTConfig(TrainingArguments, FocusConfig):
             "0 turns it off."
         },
     )
+    # transformers declares it as text but wants true.
+    fsdp: bool | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Shard the model over the processes with FSDP2."},
+    )
     num_train_epochs: float = 5
     per_device_train_batch_size: int = 1
     per_device_eval_batch_size: int = 4
@@ -166,6 +171,21 @@ class TrainConfig(FocuSFTConfig):
         metadata={"help": "What happens to longer ones: drop (counted), error, truncate_context."},
     )
     num_proc: int = field(default=1, metadata={"help": "Processes that tokenise."})
+    use_peft: bool = field(
+        default=False,
+        metadata={"help": "Train LoRA adapters (package peft) instead of all weights."},
+    )
+    lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA adapters."})
+    lora_alpha: int = field(default=32, metadata={"help": "Alpha of the LoRA adapters."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of the LoRA adapters."})
+    lora_target_modules: str = field(
+        default="all-linear",
+        metadata={"help": "Linear maps that get adapters: comma-separated names, or all-linear."},
+    )
+    merge_adapters: bool = field(
+        default=False,
+        metadata={"help": "Also save the model with its adapters merged, in output_dir/merged."},
+    )
     resume: bool = field(
         default=True, metadata={"help": "Go on from the last checkpoint in output_dir."}
     )
@@ -184,6 +204,13 @@ class TrainConfig(FocuSFTConfig):
             )
         if self.max_length < 2:
             raise ConfigError(f"max_length: {self.max_length} must be 2 or more")
+        if self.merge_adapters and not self.use_peft:
+            raise ConfigError("merge_adapters: there are no adapters; set use_peft as well")
+        for option in ("lora_r", "lora_alpha"):
+            if vars(self)[option] < 1:
+                raise ConfigError(f"{option}: {vars(self)[option]} must be 1 or more")
+        if not 0 <= self.lora_dropout < 1:
+            raise ConfigError(f"lora_dropout: {self.lora_dropout} must be in [0, 1)")
         if self.output_dir is None:
             raise ConfigError("output_dir: missing; name the folder for checkpoints and results")
         try:

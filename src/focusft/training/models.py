@@ -82,6 +82,13 @@ def load_model(
     folder = _model_folder(name_or_path)
     config = _read_config(folder, name_or_path)
     _require_decoder(config, name_or_path)
+    if "auto_map" in vars(config):
+        logger.warning(
+            "%s: config.json names code of its own (auto_map), which is not run; transformers' own "
+            "'%s' reads the weights",
+            name_or_path,
+            config.model_type,
+        )
     _check_weight_files(folder)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -6,18 +6,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from focusft.data import prepare_dataset
 from focusft.data.marked import read_marked
 from focusft.errors import ConfigError
+from focusft.training.adapters import add_adapters, save_merged
+from focusft.training.checkpoints import last_good_checkpoint, list_checkpoints, storage_errors
 from focusft.training.config import TrainConfig
 from focusft.training.live_probe import PROBE_EXAMPLES
 from focusft.training.models import load_model, load_tokenizer
 from focusft.training.provenance import versions, write_json
+from focusft.training.signals import StopOnSignal
 from focusft.training.trainer import FocuSFTTrainer
 
 
@@ -28,16 +31,13 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         What `results.json` in `output_dir` holds.
 
     Raises:
-        UserError: The data, the model or an option cannot be used, or the loss is not finite.
+        UserError: The data, the model, an option or a checkpoint cannot be used, the loss is not
+            finite, or the disk is full.
+        RunInterrupted: SIGTERM or SIGINT stopped the training, with a checkpoint.
     """
     started = time.perf_counter()
     folder = Path(str(config.output_dir))
-    checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
-    if checkpoint and not config.resume:
-        raise ConfigError(
-            f"output_dir: {folder} holds checkpoints of an earlier run; name another folder, or "
-            "leave resume out to go on from them"
-        )
+    checkpoint = _find_checkpoint(config, folder, console)
     tokenizer = load_tokenizer(config.model_name_or_path)
     datasets, reports = {}, {}
     for split, paths in (("train", config.train_data), ("val", config.val_data)):
@@ -50,6 +50,8 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
                 num_proc=config.num_proc,
             )
             console.print(f"{split}: {reports[split].one_line()}", soft_wrap=True)
+            for warning in reports[split].warnings():
+                console.print(f"WARNING: {split}: {warning}", soft_wrap=True, markup=False)
     if config.eval_strategy != "no" and "val" not in datasets:
         raise ConfigError("eval_strategy: needs validation data; set val_data")
     # Dropout and the order of the data are drawn from here on.
@@ -59,20 +61,24 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         dtype=config.dtype,
         attn_implementation=config.attn_implementation,
     )
+    stop = StopOnSignal()
     trainer = FocuSFTTrainer(
-        model=model,
+        model=add_adapters(model, config) if config.use_peft else model,
         args=config,
         train_dataset=datasets["train"],
         eval_dataset=datasets.get("val"),
         processing_class=tokenizer,
+        callbacks=[stop],
         probe_set=_probe_set(config, tokenizer, console) if config.probe_steps else None,
     )
     console.print(f"attention: {trainer.engine.attention_backend}")
     if checkpoint:
         console.print(f"going on from {checkpoint}", soft_wrap=True)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with stop.catch(folder):
+        trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate() if "val" in datasets else {}
-    trainer.save_model()
+    with storage_errors(folder, "the trained model"):
+        trainer.save_model()
     results = {
         "metrics": metrics,
         "inner_steps_watched": trainer.inner_steps_watched,
@@ -88,7 +94,27 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     if trainer.is_world_process_zero():
         write_json(folder / "results.json", results)
         console.print(f"trained model and results.json: {folder}", soft_wrap=True)
+        if config.merge_adapters:
+            merged = save_merged(config, folder)
+            console.print(f"model with its adapters merged: {merged}", soft_wrap=True)
     return results
+
+
+def _find_checkpoint(config: TrainConfig, folder: Path, console: Console) -> str | None:
+    """The newest whole checkpoint, the same one in every process."""
+    if not config.resume and list_checkpoints(folder):
+        raise ConfigError(
+            f"output_dir: {folder} holds checkpoints of an earlier run; name another folder, or "
+            "leave resume out to go on from them"
+        )
+    found: list[str | None] = [None]
+    if config.process_index == 0:
+        checkpoint, damaged = last_good_checkpoint(folder)
+        for line in damaged:
+            console.print(f"WARNING: {line}", soft_wrap=True, markup=False)
+        found = [str(checkpoint) if checkpoint else None]
+    broadcast_object_list(found)
+    return found[0]
 
 
 def _probe_set(

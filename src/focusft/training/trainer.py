@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,11 +13,11 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor, nn
-from transformers import Trainer
 from transformers.trainer_utils import has_length
 
 from focusft.data import ConversationCollator, LengthBucketedSampler
-from focusft.errors import ConfigError, UserError
+from focusft.errors import ConfigError
+from focusft.method.architectures import unwrap_causal_lm
 from focusft.method.attention import turn_attention
 from focusft.method.config import ContextAttention, ContextBlocks
 from focusft.method.engine import FocusEngine
@@ -28,14 +27,17 @@ from focusft.method.turns import TurnLayout
 from focusft.training.checkpointing import checkpoint_selectively
 from focusft.training.config import FocuSFTConfig
 from focusft.training.live_probe import PROBE_EXAMPLES, LiveProbe
+from focusft.training.parallelism import refuse_parallelism
+from focusft.training.resume import ResumableTrainer
+from focusft.training.watchdogs import (
+    WatchInnerLoss,
+    stop_on_non_finite,
+    stop_on_non_finite_losses,
+)
 
 logger = logging.getLogger(__name__)
 
 RESOLVED_CONFIG = "focusft_config.yaml"
-
-
-class TrainingStopped(UserError):
-    """Training cannot go on; the message says why and how to mend it."""
 
 
 @dataclass
@@ -48,7 +50,7 @@ class _Window:
     traces: list[InnerTrace] = field(default_factory=list)
 
 
-class FocuSFTTrainer(Trainer):
+class FocuSFTTrainer(ResumableTrainer):
     """Bilevel SFT (arXiv 2605.09932, algorithm 1) in the trainer of transformers.
 
     Batches hold input_ids, attention_mask and labels, and optionally position_ids and turn_ids;
@@ -91,15 +93,20 @@ class FocuSFTTrainer(Trainer):
                 _pad_token_id(model, kwargs.get("processing_class")), packing=args.packing
             )
         super().__init__(model=model, args=args, **kwargs)
+        refuse_parallelism(self.accelerator)
         # The loss below takes num_items_in_batch, whatever the model's own forward does.
         self.model_accepts_loss_kwargs = True
         if args.checkpointing == "selective":
             checkpoint_selectively(model)
+        self.add_callback(WatchInnerLoss(self.focus_config.inner_lr))
         self._window = _Window()
         self.inner_steps_watched = 0
         self.inner_steps_raised = 0
         self.live_probe: LiveProbe | None = None
-        if args.probe_steps:
+        if args.probe_steps and self.is_fsdp_enabled and unwrap_causal_lm(model) is not model:
+            # The probe calls the model below PEFT, but FSDP2 must see its outermost one first.
+            logger.warning("probe_steps: the attention probe is off with FSDP2 and PEFT together")
+        elif args.probe_steps:
             batches = self._first_examples() if probe_set is None else probe_set
             self.live_probe = LiveProbe(
                 model,
@@ -121,7 +128,7 @@ class FocuSFTTrainer(Trainer):
         tokens = inputs["input_ids"].numel() if mask_BS is None else mask_BS.sum().item()
         self._window.tokens += int(tokens)
         self._window.response_tokens += inputs["labels"].ne(-100).sum().item()
-        with self._probed(inputs):
+        with stop_on_non_finite_losses(self), self._probed(inputs):
             if self._is_stock:
                 total, count = response_loss(model, inputs, "causal")
                 normaliser = count if num_items_in_batch is None else num_items_in_batch
@@ -132,11 +139,9 @@ class FocuSFTTrainer(Trainer):
                 outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
                 loss = outputs.loss
                 self._keep_trace(self.engine.trace)
-        if not math.isfinite(loss.item()):
-            raise TrainingStopped(
-                f"step {self.state.global_step}: the loss is {loss.item()}; lower learning_rate "
-                "or inner_lr, or set inner_step=backtracking, and resume from the last checkpoint"
-            )
+        # Several processes stop together, at the norm of the gradients that they share.
+        if self.args.world_size == 1 and self.is_in_train:
+            stop_on_non_finite(self, "loss", loss.item())
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # DDP averages gradients over ranks; the normaliser already counts all of them.
             loss = loss * self.accelerator.num_processes
@@ -216,13 +221,39 @@ class FocuSFTTrainer(Trainer):
             )
         return output
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save a plain Hugging Face model, gathered from all processes.
+
+        Within checkpoints, `state_dict_type: SHARDED_STATE_DICT` of FSDP2 saves shards alone.
+        """
+        if self.is_fsdp_enabled and not _internal_call:
+            self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
+            return
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save a plain Hugging Face checkpoint, with the options as YAML instead of a pickle."""
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:  # under FSDP2 every process comes here
+            return
         folder = Path(str(output_dir or self.args.output_dir))
         (folder / "training_args.bin").unlink(missing_ok=True)
         options = yaml.safe_dump(self.focusft_args.resolved(), sort_keys=True, allow_unicode=True)
         (folder / RESOLVED_CONFIG).write_text(options, encoding="utf-8")
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        # With fp16 an overflow is part of the search for the loss scale.
+        if self.accelerator.scaler is None:
+            stop_on_non_finite(self, "gradient norm", float(norm))
+        return norm
+
+    def counts(self) -> dict[str, int]:
+        """Inner steps that were watched and raised so far."""
+        return {
+            "inner_steps_watched": self.inner_steps_watched,
+            "inner_steps_raised": self.inner_steps_raised,
+        }
 
     @contextmanager
     def _probed(self, inputs: dict[str, Any]) -> Iterator[None]:
@@ -324,12 +355,6 @@ def _refuse_unsupported(args: FocuSFTConfig) -> None:
         )
     if args.label_smoothing_factor > 0:
         raise ConfigError("label_smoothing_factor: not defined for FocuSFT; set it to 0")
-    parallelism = args.parallelism_config
-    if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
-        raise ConfigError(
-            "parallelism_config: context and sequence parallelism replace the attention mask "
-            "without a word; use DDP or FSDP2"
-        )
     if args.auto_find_batch_size:
         raise ConfigError("auto_find_batch_size: not supported; set per_device_train_batch_size")
     if args.use_liger_kernel:

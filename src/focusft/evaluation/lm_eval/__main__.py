@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from focusft.errors import UserError
+from focusft.evaluation.items import parse_length
 from focusft.evaluation.lm_eval.files import LENGTHS, write_task_files
 
 
@@ -30,11 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--lengths",
         default=",".join(map(str, LENGTHS)),
-        help="most tokens of prompt and answer together, with commas",
+        help="most tokens of prompt and answer together, such as 4096,16k",
     )
     options = parser.parse_args(arguments)
     try:
-        write_task_files(options.out, options.lengths.split(","))
+        lengths = [parse_length(text) for text in options.lengths.split(",")]
+        write_task_files(options.out, lengths)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

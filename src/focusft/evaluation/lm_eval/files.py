@@ -33,7 +33,7 @@ metadata: {{version: 1}}
 """
 
 
-def write_task_files(folder: Path, lengths: Sequence[int | str]) -> None:
+def write_task_files(folder: Path, lengths: Sequence[int]) -> None:
     """Write the files of all tasks: `focusft_ruler_vt_4096`, .., and groups `focusft_ruler_4096`.
 
     Args:
@@ -41,10 +41,12 @@ def write_task_files(folder: Path, lengths: Sequence[int | str]) -> None:
         lengths: Most tokens of prompt and answer together.
 
     Raises:
-        ConfigError: A length is no number or too short, or the folder cannot be written.
+        ConfigError: A length is too short, or the folder cannot be written.
     """
     files: dict[str, str] = {}
-    for length in map(_checked, lengths):
+    for length in lengths:
+        if length < SHORTEST:
+            raise ConfigError(f"--lengths: {length} is too short; use {SHORTEST} tokens or more")
         for suite in SUITES:
             files |= _files(suite, length)
     try:
@@ -58,8 +60,8 @@ def write_task_files(folder: Path, lengths: Sequence[int | str]) -> None:
 
 
 def metrics(suite: str) -> tuple[str, ...]:
-    """Names of the scores; ruler has one rule, babilong a strict and a lenient one."""
-    return ("score", "score_lenient") if suite == "babilong" else ("score",)
+    """Names of what is measured; ruler's score has one rule, babilong's a lenient one too."""
+    return ("score", *(("score_lenient",) if suite == "babilong" else ()), "no_answer")
 
 
 def _files(suite: str, length: int) -> dict[str, str]:
@@ -81,13 +83,3 @@ def _files(suite: str, length: int) -> dict[str, str]:
         metrics=", ".join(f"{{metric: {m}, weight_by_size: false}}" for m in metrics(suite)),
     )
     return texts
-
-
-def _checked(length: int | str) -> int:
-    try:
-        number = int(length)
-    except ValueError as error:
-        raise ConfigError(f"--lengths: {length!r} is no number; write 4096,16384") from error
-    if number < SHORTEST:
-        raise ConfigError(f"--lengths: {number} is too short; use {SHORTEST} tokens or more")
-    return number

@@ -17,8 +17,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from focusft.errors import ConfigError
 from focusft.evaluation import babilong, ruler
 from focusft.evaluation.generation import Prompt, render
-from focusft.evaluation.items import ItemSet, make_items
+from focusft.evaluation.items import Item, ItemSet, make_items
 from focusft.evaluation.lm_eval.files import metrics
+from focusft.evaluation.scoring import score_output
 
 # What --model_args calls a model, or --metadata a tokenizer; the first one there is taken.
 _TOKENIZER_KEYS = ("tokenizer", "pretrained", "model")
@@ -183,23 +184,17 @@ class BenchmarkTask(Task):
     def process_results(self, doc: dict[str, Any], results: list[str]) -> dict[str, float]:
         """Score one output, from 0 to 1."""
         (output,) = results
-        if self._suite == "ruler":
-            return {"score": ruler.score(self._task, doc["references"], output)}
-        (target,) = doc["references"]
-        return {
-            name: float(
-                babilong.score(self._task, doc["question"], target, output, strict=name == "score")
-            )
-            for name in metrics(self._suite)
-        }
+        score = score_output(Item(**doc), output)
+        found = {"score": score.score, "no_answer": float(score.no_answer)}
+        return found if score.lenient is None else found | {"score_lenient": score.lenient}
 
     def aggregation(self) -> dict[str, Callable[..., float]]:
-        """Scores are averaged over the items."""
+        """All are averaged over the items."""
         return dict.fromkeys(metrics(self._suite), mean)
 
     def higher_is_better(self) -> dict[str, bool]:
-        """For every score."""
-        return dict.fromkeys(metrics(self._suite), True)
+        """Of scores, not of the rate of outputs that give no answer."""
+        return {name: name != "no_answer" for name in metrics(self._suite)}
 
 
 class _Documents:

@@ -1,0 +1,1 @@
+"""FocuSFT inside trainers of other libraries."""

@@ -1,0 +1,255 @@
+"""A Trainer whose checkpoints are whole and whose resumed runs are those that never stopped.
+
+What transformers leaves open and this closes: a kill during a write leaves a torn checkpoint; a
+stop between two lines of the log changes the next line; with several processes, a run resumed
+within its second epoch draws the order of the first; changed data are read from a cursor that no
+longer fits them; a stop in the middle of a step cannot be saved.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_pt_utils import nested_gather
+
+from focusft.errors import ConfigError
+from focusft.training.checkpoints import (
+    UNFINISHED,
+    CheckpointError,
+    clear_unfinished,
+    find_damage,
+    publish,
+    rotate,
+    seal,
+    storage_errors,
+)
+
+PROGRESS = "progress.json"
+
+
+@dataclass(frozen=True)
+class _Boundary:
+    """What a checkpoint holds that a step changes before its end."""
+
+    rng: dict[str, Any]
+    loss_since_log: Tensor
+    counts: dict[str, int]
+    lines_logged: int
+
+
+class ResumableTrainer(Trainer):
+    """Writes checkpoints at once or not at all, checks them, and goes on from them exactly."""
+
+    _staging: Path | None = None
+    _boundary: _Boundary | None = None
+    _step_in_progress: int | None = None
+    _saved_step: int | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._progress: dict[str, Any] | None = None
+        self.add_callback(_RestoreProgress(self))
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Train; a checkpoint to go on from is checked against its manifest first.
+
+        Raises:
+            CheckpointError: It is damaged, or the disk is full.
+            ConfigError: It belongs to other data or another number of examples a step.
+        """
+        self._boundary = self._step_in_progress = self._saved_step = self._progress = None
+        if isinstance(resume_from_checkpoint, str):
+            checkpoint = Path(resume_from_checkpoint)
+            # One process reads it all; the others would only wait for the same disk.
+            damage = find_damage(checkpoint) if self.args.should_save else None
+            if damage is not None:
+                raise CheckpointError(
+                    f"{checkpoint}: the checkpoint is damaged: {damage}; go on from another one"
+                )
+            self._progress = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+            self._check_same_data(checkpoint)
+        if self.args.should_save:
+            clear_unfinished(Path(str(self.args.output_dir)))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def save_step_start(self) -> Path | None:
+        """Save the state from before the step that is being computed; it must not go on then.
+
+        Returns:
+            The checkpoint to go on from; None if no step is done yet.
+        """
+        if self.state.global_step == 0:
+            return None
+        self._save_checkpoint(self.model, None)
+        return Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Note that the state is now between two steps."""
+        self._step_in_progress = self.state.global_step
+        return super().training_step(*args, **kwargs)
+
+    def progress(self) -> dict[str, Any]:
+        """What a resumed run needs beyond the state of transformers, ready for JSON."""
+        loss, counts = self._tr_loss, self.counts()
+        if self._is_mid_step and self._boundary is not None:
+            loss, counts = self._boundary.loss_since_log, self._boundary.counts
+        return {
+            "loss_since_log": nested_gather(loss, self.args.parallel_mode).mean().item(),
+            "last_logged_step": self._globalstep_last_logged,
+            "counts": counts,
+            "data": self._data_cursor(),
+        }
+
+    def counts(self) -> dict[str, int]:
+        """Attributes of the trainer that count over the whole run, by name."""
+        return {}
+
+    def restore_progress(self, progress: dict[str, Any]) -> None:
+        """Take up what `progress` wrote."""
+        self._tr_loss.fill_(progress["loss_since_log"])
+        self._globalstep_last_logged = progress["last_logged_step"]
+        vars(self).update(progress["counts"])
+
+    @property
+    def _is_mid_step(self) -> bool:
+        return self._step_in_progress == self.state.global_step
+
+    @property
+    def _is_saved(self) -> bool:
+        return self._saved_step == self.state.global_step
+
+    def _data_cursor(self) -> dict[str, int]:
+        """What the number of steps must be multiplied with to find the next example."""
+        args = self.args
+        dataset: Any = self.train_dataset
+        cursor = {
+            "examples_per_step": args.train_batch_size
+            * args.gradient_accumulation_steps
+            * args.world_size,
+            "seed": args.seed if args.data_seed is None else args.data_seed,
+        }
+        return cursor | ({"rows": len(dataset)} if hasattr(dataset, "__len__") else {})
+
+    def _check_same_data(self, checkpoint: Path) -> None:
+        assert self._progress is not None
+        for name, now in self._data_cursor().items():
+            then = self._progress["data"].get(name)
+            if then != now:
+                raise ConfigError(
+                    f"{checkpoint}: was trained with {name.replace('_', ' ')} {then}, this run has "
+                    f"{now}, so the place in the data is lost; restore it, or start anew in "
+                    f"another output_dir with model_name_or_path={checkpoint}"
+                )
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # The loader that skips to the cursor does not hand the epoch on when batches are sharded
+        # over processes; it shares the sampler of this one, which does.
+        if hasattr(kwargs["train_dataloader"], "set_epoch"):
+            kwargs["train_dataloader"].set_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if not self.control.should_training_stop:
+            self._boundary = _Boundary(
+                _rng_state(), self._tr_loss.clone(), self.counts(), len(self.state.log_history)
+            )
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # Between two steps the last checkpoint may already hold the state from before them; and
+        # without a boundary this is the first step, of the run or after that checkpoint.
+        if self._is_mid_step and (self._boundary is None or self._is_saved):
+            return
+        if self._is_mid_step and self._boundary is not None:
+            del self.state.log_history[self._boundary.lines_logged :]
+        output_dir = Path(super()._get_output_dir(trial))
+        staging = output_dir / UNFINISHED
+        with storage_errors(output_dir, f"the checkpoint of step {self.state.global_step}"):
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
+                staging.mkdir(parents=True)
+            progress = self.progress()
+            self.accelerator.wait_for_everyone()
+            self._staging = staging
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._staging = None
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self._publish(staging, output_dir, progress)
+            self.accelerator.wait_for_everyone()
+        self._saved_step = self.state.global_step
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(output_dir / f"checkpoint-{self.state.global_step}"))
+
+    def _publish(self, staging: Path, output_dir: Path, progress: dict[str, Any]) -> None:
+        staged = staging / f"checkpoint-{self.state.global_step}"
+        if self.state.best_model_checkpoint == str(staged):
+            self.state.best_model_checkpoint = str(output_dir / staged.name)
+            self.state.save_to_json(str(staged / "trainer_state.json"))
+        (staged / PROGRESS).write_text(json.dumps(progress, indent=1), encoding="utf-8")
+        seal(staged)
+        checkpoint = publish(staged, output_dir)
+        best = self.state.best_model_checkpoint
+        rotate(output_dir, self.args.save_total_limit, checkpoint, best)
+        clear_unfinished(output_dir)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # An upload goes on in the background: it must read the folder under its final name.
+        if self._staging is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        if not self._is_mid_step or self._boundary is None:
+            super()._save_rng_state(output_dir)
+            return
+        now = _rng_state()
+        _set_rng_state(self._boundary.rng)
+        try:
+            super()._save_rng_state(output_dir)
+        finally:
+            _set_rng_state(now)
+
+
+class _RestoreProgress(TrainerCallback):
+    """Training begins by resetting what a checkpoint holds; this puts it back."""
+
+    def __init__(self, trainer: ResumableTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        if self.trainer._progress is not None:
+            self.trainer.restore_progress(self.trainer._progress)
+
+
+def _rng_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+    }
+
+
+def _set_rng_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
