@@ -79,6 +79,16 @@ def test_other_questions_are_not_compared():
     assert difference([first], [other]) is None
 
 
+def test_questions_that_one_run_lacks_are_counted(tmp_path):
+    focusft, sft = report_runs.comparison(tmp_path, samples=4)
+    items = (sft / "babilong" / "items.jsonl").read_text().splitlines(keepends=True)
+    (sft / "babilong" / "items.jsonl").write_text("".join(items[:-3]))
+    found = read_runs([focusft, sft])
+    comparisons = compare_suites(found)
+    assert comparisons[0].overall.questions == 5 * 3 * 4 - 3
+    assert any("3 more questions" in reason for reason in judge(found, comparisons).reasons)
+
+
 def test_equal_differences_give_no_interval():
     first = dict.fromkeys(scores(1, share=0.5), 1.0)
     found = difference([first], [dict.fromkeys(first, 0.0)])

@@ -45,7 +45,7 @@ def compare_suites(runs: Runs) -> list[SuiteComparison]:
 
 
 def _compare(results: list[Result], suite: Kind, title: str) -> SuiteComparison | None:
-    results = [result for result in results if not result.aside]
+    results = [r for r in results if r.method in ("FocuSFT", "SFT") and not r.aside]
     if suite == "agent":
         results = [result for result in results if "tools" in result.content["modes"]]
     paired = all(result.items for result in results)

@@ -43,6 +43,7 @@ class Difference:
         low: Lower end of the 95% interval of the difference; None where it cannot be told.
         high: Its upper end.
         questions: How many questions all runs have in common.
+        left_out: How many other questions some of the runs answered.
         runs: Number of runs in each group.
     """
 
@@ -51,6 +52,7 @@ class Difference:
     low: float | None
     high: float | None
     questions: int
+    left_out: int
     runs: tuple[int, int]
 
     @property
@@ -115,6 +117,7 @@ def difference(
         low,
         high,
         len(common),
+        len(set().union(*runs)) - len(common),
         (len(first), len(second)),
     )
 

@@ -91,6 +91,10 @@ def _judge_benchmarks(runs: Runs, comparisons: list[SuiteComparison]) -> Verdict
         )
     if main.paired:
         figures.append((f"{found.questions:,}", "questions, the same for both"))
+    if found.left_out:
+        reasons.append(
+            f"{found.left_out:,} more questions were not answered by every run and do not count."
+        )
     reasons += [_other(comparison) for comparison in others]
     trainings = max(found.runs)
     reasons.append(
