@@ -40,13 +40,15 @@ def evaluation_page(runs: Mapping[str, dict[str, Any]], source: Path) -> dict[st
 
 
 def _section(name: str, results: dict[str, Any], picture: str) -> list[str]:
-    config, suite = results["config"], SUITES[results["suite"]]
+    config, generator, suite = results["config"], results["generator"], SUITES[results["suite"]]
+    is_local = generator["backend"] == "transformers"
     lines = [
         f"## {suite}, {config['model']}",
         "",
         f"{config['samples']} items per cell, seed {config['seed']}, {config['prefill']} prefill, "
         f"{'chat template' if config['chat'] else 'no chat template'}, "
-        f"{results['generator']['dtype']}, temperature {config['temperature']:g}; "
+        f"{generator['dtype'] if is_local else 'behind a server'}, "
+        f"temperature {config['temperature']:g}; "
         f"{results['seconds'] / 60:.0f} minutes of generation.",
         "",
         f"![{suite}, {config['model']}: score by task and length]({picture})",

@@ -32,9 +32,9 @@ CASES: tuple[tuple[int | None, int, Checkpointing], ...] = (
     (None, 2048, "selective"),
     (None, 2048, "full"),
     (4, 4096, "selective"),
-    (4, 16384, "none"),
-    (4, 16384, "selective"),
-    (4, 16384, "full"),
+    (4, 8192, "none"),
+    (4, 8192, "selective"),
+    (4, 8192, "full"),
 )
 
 

@@ -67,6 +67,7 @@ def main() -> None:
         ("length_smollm2_4layers", _length_section),
         ("efficiency_smollm2_1024", _profile_section),
         ("plan_check", _plan_section),
+        ("generation_smollm2", _generation_section),
     ):
         if (RESULTS / f"{name}.json").is_file():
             lines += section(_load(name))
@@ -232,6 +233,34 @@ def _plan_section(check: dict[str, Any]) -> list[str]:
         "kernels also compute what the mask of response turns then hides).",
         "",
         f"`python -m benchmarks.plan_check --json {RESULTS / 'plan_check.json'}`",
+        "",
+    ]
+
+
+def _generation_section(result: dict[str, Any]) -> list[str]:
+    settings, seconds, ratios = result["settings"], result["seconds"], result["ratios"]
+    tokens = result["prompt_tokens"]
+    rows = (
+        (f"both with batches of {settings['batch_size']}", "same", "same_batch", "at least 1"),
+        ("each with its default", "default", "default", "at least 2"),
+    )
+    return [
+        "## Generation beside lm-eval",
+        "",
+        f"{len(tokens)} prompts of {min(tokens)} to {max(tokens)} tokens, {settings['dtype']}, "
+        f"{settings['rounds']} rounds.",
+        "",
+        "| | ours | lm-eval's hf backend | times faster | goal |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            f"| {title} | {seconds[f'ours_{name}']:.1f} s | {seconds[f'lm_eval_{name}']:.1f} s | "
+            f"{ratios[f'lm_eval_over_ours_{ratio}']:.2f} | {goal} |"
+            for title, name, ratio, goal in rows
+        ),
+        "",
+        f"`python -m benchmarks.generation --dtype {settings['dtype']} --lengths "
+        f"{' '.join(map(str, settings['lengths']))} --samples {settings['samples']} --rounds "
+        f"{settings['rounds']} --json {RESULTS / 'generation_smollm2.json'}`",
         "",
     ]
 

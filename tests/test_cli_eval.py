@@ -30,7 +30,7 @@ def save_model(folder, seed):
 def arguments(model, out, *more):
     return [
         "eval", str(model), "--suite", "ruler", "--tasks", "niah_single_1,niah_single_2",
-        "--lengths", "1k,1.5k", "--samples", "2", "--batch_size", "2", "--max_new_tokens", "12",
+        "--lengths", "1k,1.5k", "--samples", "2", "--batch_size", "2", "--max_new_tokens", "4",
         "--out", str(out), *more,
     ]  # fmt: skip
 
@@ -45,7 +45,7 @@ def test_a_run_and_a_comparison(model_folder, tmp_path, capsys):
     assert results["config"] == {
         "model": str(model_folder), "suite": "ruler", "tasks": ["niah_single_1", "niah_single_2"],
         "lengths": [1024, 1536], "samples": 2, "seed": 42, "dtype": "auto", "batch_size": 2,
-        "prefill": "causal", "chat": True, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 12,
+        "prefill": "causal", "chat": True, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 4,
         "thinking_budget": None, "server": None, "server_model": None, "concurrency": 16,
         "api": None, "prose": [], "squad": None, "hotpotqa": None, "babilong_data": None,
     }  # fmt: skip

@@ -84,14 +84,16 @@ def test_terminal_table(results):
 
 
 def test_page_of_results(results, tmp_path):
-    results = results | {"generator": {"dtype": "float32"}}
-    made = evaluation_page({"one": json.loads(json.dumps(results))}, tmp_path)
-    assert set(made) == {"results.md", "results_one.svg"}
+    local = results | {"generator": {"backend": "transformers", "dtype": "float32"}}
+    made = evaluation_page({"one": json.loads(json.dumps(local)), "two": results}, tmp_path)
+    assert set(made) == {"results.md", "results_one.svg", "results_two.svg"}
     page = made["results.md"]
     task = TASKS[results["suite"]][0]
     assert f"| {task}\\* | 50.0 [15, 85] | 0.0 [0, 49] |" in page
     assert re.search(rf"\| {task} \| 512 \| 4 \| 50% \| 50% \| \d+ \(\d+ to \d+\) \| ", page)
     assert "](results_one.svg)" in page
+    assert "float32, temperature 0" in page
+    assert "behind a server, temperature 0" in page
     assert f"--tasks {','.join(TASKS[results['suite']])} --lengths 512,1k --samples 4" in page
     assert ("By the lenient rule" in page) == (results["suite"] == "babilong")
 

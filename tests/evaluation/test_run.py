@@ -14,6 +14,8 @@ from focusft.errors import ConfigError, DataError
 from focusft.evaluation import batching, generation, ruler
 from focusft.evaluation.babilong import labels_of
 from focusft.evaluation.generation import Completion, LocalGenerator, Prompt
+from focusft.evaluation.haystack import Draft
+from focusft.evaluation.items import ItemSet
 from focusft.evaluation.statistics import wilson_interval
 from focusft.evaluation.worlds import TASKS as BABI_TASKS
 from tests.evaluation.scripted import Scripted, answers_by, make_once, perfect, run
@@ -261,11 +263,13 @@ def lines_of(out: Path) -> list[bytes]:
 def test_the_batches_of_a_run_are_kept(tmp_path, monkeypatch):
     """Interrupted within a batch, and gone on with where other batches would fit into memory."""
     tokenizer = tiny_tokenizer()
-    items = make_once(
-        "ruler", tokenizer=tokenizer, lengths=[1024], samples=7, tasks=["niah_single_1"],
-        max_new_tokens=6,
-    )  # fmt: skip
-    model = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=1024)
+
+    def draft(task, length, index):
+        return Draft(f"Item {index}" + " and so on" * index, references=("x",), tokens=80)
+
+    header = {"suite": "ruler", "tasks": ["vt"], "corpora": {}, "thinking_tokens": 0}
+    items = ItemSet("ruler", ("vt",), (128,), 7, header, draft, {"vt": 6})
+    model = tiny_model("llama", vocab_size=len(tokenizer))
     sizes = []
     real = generation.decode
 

@@ -131,6 +131,8 @@ def in_child(work: Workshop, out: Path, sabotage=lambda: None) -> Child:
             os.dup2(errors.fileno(), 2)
             sys.stderr = errors
             try:
+                # A shell's background jobs ignore SIGINT.
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 sabotage()
                 with contextlib.redirect_stdout(io.StringIO()):
                     code = focusft(work.command(out))

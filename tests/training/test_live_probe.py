@@ -46,14 +46,18 @@ def test_training_is_the_same_to_the_last_bit(name, tmp_path):
         model = tiny_model("llama", attention_dropout=attention_dropout)
         torch.manual_seed(0)
         trained = trainer(
-            tmp_path / str(probe_steps), model, probe_steps=probe_steps, **VARIANTS[name]
+            tmp_path / str(probe_steps),
+            model,
+            probe_steps=probe_steps,
+            max_steps=2,
+            **VARIANTS[name],
         )
         trained.train()
         return trained
 
     without, probed = run(0), run(1)
     assert not probe_lines(without)
-    assert set(probe_lines(probed)) == {0, 1, 2, 3, 4}
+    assert set(probe_lines(probed)) == {0, 1, 2}
     assert losses(probed) == losses(without)
     for parameter, weight in weights(without).items():
         assert torch.equal(weights(probed)[parameter], weight), parameter

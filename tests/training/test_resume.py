@@ -158,6 +158,14 @@ def run(folder, callbacks=(), checkpoint=None, **options):
     return built, draws.drawn
 
 
+@pytest.fixture(autouse=True)
+def _usual_handlers():
+    """A shell's background jobs ignore SIGINT."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     torch.use_deterministic_algorithms(True)
@@ -198,6 +206,14 @@ def test_a_second_signal_acts_at_once(tmp_path):
     with pytest.raises(KeyboardInterrupt), StopOnSignal().catch(tmp_path):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_that_was_ignored_stays_so(tmp_path):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stop = StopOnSignal()
+    with stop.catch(tmp_path):
+        signal.raise_signal(signal.SIGINT)
+    assert stop.received is None
 
 
 def test_no_row_before_the_cursor_is_read(tmp_path):
@@ -265,15 +281,15 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
 
 
 class Spoil(TrainerCallback):
-    """Makes the model's head infinite before a step, or its gradient after it."""
+    """Makes the hidden states of a step not a number, or its gradient infinite."""
 
     def __init__(self, step, what):
         self.step, self.what = step, what
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
-        if state.global_step == self.step and self.what == "loss":
-            handle = model.lm_head.register_forward_hook(lambda *call: call[2] * float("nan"))
-            self.remove = handle.remove
+        if state.global_step == self.step and self.what != "gradient norm":
+            embed = model.get_input_embeddings()
+            embed.register_forward_hook(lambda *call: call[2] * float("nan"))
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         if self.what == "gradient norm":
@@ -282,9 +298,9 @@ class Spoil(TrainerCallback):
             )
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient norm"])
+@pytest.mark.parametrize("what", ["inner losses", "gradient norm"])
 def test_a_non_finite_figure_stops_with_the_state_before_it(tmp_path, uninterrupted, what):
-    with pytest.raises(TrainingStopped, match=rf"step 3: the {what} is .*checkpoint-2") as caught:
+    with pytest.raises(TrainingStopped, match=rf"step 3: .*{what} .*checkpoint-2") as caught:
         run(tmp_path, [Spoil(2, what)])
     assert "\n" not in str(caught.value)
     resumed, _ = run(tmp_path, checkpoint=str(tmp_path / "checkpoint-2"))
@@ -292,8 +308,8 @@ def test_a_non_finite_figure_stops_with_the_state_before_it(tmp_path, uninterrup
 
 
 def test_a_non_finite_first_loss_leaves_nothing_to_save(tmp_path):
-    with pytest.raises(TrainingStopped, match=r"step 1: .*nothing was trained yet"):
-        run(tmp_path, [Spoil(0, "loss")])
+    with pytest.raises(TrainingStopped, match=r"step 1: the loss is nan; nothing was trained yet"):
+        run(tmp_path, [Spoil(0, "loss")], num_inner_steps=0)
     assert list_checkpoints(tmp_path) == []
 
 

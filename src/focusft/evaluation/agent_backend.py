@@ -69,9 +69,10 @@ class GeneratorBackend:
             )
             if self.context_tokens is not None:
                 room = self.context_tokens - len(encode(self.tokenizer, prompt, chat=True))
+                if room < 1:
+                    continue
                 prompt = replace(prompt, max_new_tokens=min(prompt.max_new_tokens, room))
-            if prompt.max_new_tokens > 0:
-                prompts[index] = prompt
+            prompts[index] = prompt
         if not prompts:
             return replies
         indices = list(prompts)

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, get_args
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from focusft.analysis.report.redaction import redact_text
 from focusft.data.template import ChatTemplate
 from focusft.errors import ConfigError, DataError, UnsupportedModelError
 from focusft.evaluation.answers import Answer, Limits, ThinkingTags, opens_thinking, without_tags
@@ -249,7 +250,7 @@ class LocalGenerator:
         """What a results file says of it."""
         return {
             "backend": "transformers",
-            "model": self.model.name_or_path,
+            "model": redact_text(self.model.name_or_path),
             "weights_sha256": weights_fingerprint(self.model),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.model.device.type,

@@ -39,7 +39,9 @@ class StopOnSignal(TrainerCallback):
         Raises:
             RunInterrupted: A signal stopped the run.
         """
-        self._previous = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        # What is ignored stays so, for instance SIGINT below nohup.
+        caught = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+        self._previous = {number: signal.signal(number, self._receive) for number in caught}
         try:
             yield
         finally:

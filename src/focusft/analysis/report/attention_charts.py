@@ -45,7 +45,9 @@ def _by_layer(probes: Sequence[Result], figure: str) -> Chart | None:
         for probe in probes:
             layers = probe.content.get(condition, {}).get("per_layer", [])
             if layers and all(layer.get(figure) is not None for layer in layers):
-                rows.append(f"{run_name(probe.label)}<br>{name}")
+                # A part of the name on each line, for narrow pages.
+                parts = [run_name(part) for part in (*probe.label.split(", "), name)]
+                rows.append("<br>".join(parts))
                 values.append([float(layer[figure]) for layer in layers])
     if not rows:
         return None
@@ -56,21 +58,15 @@ def _by_layer(probes: Sequence[Result], figure: str) -> Chart | None:
             y=rows,
             z=values,
             zmin=0,
+            zmax=max(max(row) for row in values),
             colorscale=SEQUENTIAL,
             hovertemplate="%{y}, layer %{x}: %{z:.2%}<extra></extra>",
-            colorbar={
-                "orientation": "h",
-                "thickness": 10,
-                "len": 0.8,
-                "y": 1,
-                "yanchor": "bottom",
-                "nticks": 5,
-                "tickformat": ".1~%",
-                "outlinewidth": 0,
-            },
+            colorbar={"thickness": 10, "nticks": 4, "tickformat": ".1~%", "outlinewidth": 0},
             ygap=2,
         )
     )
     drawn.update_yaxes(autorange="reversed", type="category", showgrid=False, ticks="")
-    drawn.update_xaxes(title_text="layer", showgrid=False, nticks=10, zeroline=False)
-    return Chart(title, layout(drawn, height=130 + 38 * len(rows)), note, wide=True)
+    drawn.update_xaxes(title_text="layer", showgrid=False, zeroline=False)
+    lines = 1 + max(row.count("<br>") for row in rows)
+    height = 80 + len(rows) * (8 + 15 * lines)
+    return Chart(title, layout(drawn, height=height), note, wide=True)

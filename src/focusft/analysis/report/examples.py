@@ -78,30 +78,27 @@ def demo_examples(demo: Result) -> Examples | None:
 
 
 def suite_examples(results: Sequence[Result]) -> Examples | None:
-    """Questions of a benchmark that every run answered, those where runs differ first."""
-    with_items = [result for result in results if result.items]
-    if not with_items:
-        return None
-    by_id = [{item["id"]: item for item in result.items} for result in with_items]
-    answered = []
-    for item in with_items[0].items:
-        same = [items.get(item["id"]) for items in by_id]
-        if any(other is None or other["references"] != item["references"] for other in same):
-            continue
-        answered.append(
-            Answered(
-                item["task"],
-                f"{item['task']}, {item['length']} tokens",
-                item.get("question") or _end(item["prompt"]),
-                ", ".join(map(str, item["references"])),
-                [
-                    Answer(result.label, _cut(other["output"]), _is_right(other["score"]))
-                    for result, other in zip(with_items, same, strict=True)
-                    if other
-                ],
-            )
-        )
-    return _choose(answered)
+    """Questions that the most runs answered, those where runs differ first."""
+    asked: dict[str, list[tuple[Result, dict[str, Any]]]] = {}
+    for result in results:
+        for item in result.items:
+            asked.setdefault(item["content"], []).append((result, item))
+    most = max(map(len, asked.values()), default=0)
+    return _choose([_answered(same) for same in asked.values() if len(same) == most])
+
+
+def _answered(same: Sequence[tuple[Result, dict[str, Any]]]) -> Answered:
+    _, item = same[0]
+    return Answered(
+        item["task"],
+        f"{item['task']}, {item['length']} tokens",
+        item.get("question") or _end(item["prompt"]),
+        ", ".join(map(str, item["references"])),
+        [
+            Answer(result.label, _cut(other["output"]), _is_right(other["score"]))
+            for result, other in same
+        ],
+    )
 
 
 def _choose(answered: list[Answered]) -> Examples | None:

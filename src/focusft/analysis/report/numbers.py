@@ -25,10 +25,10 @@ def over(above: float, below: float) -> float:
 
 
 def times(ratio: float) -> str:
-    """54.03 -> 54 times; two digits at least."""
+    """54.03 -> 54 times, 1.417 -> 1.42 times."""
     if math.isinf(ratio):
         return f"\N{INFINITY}{TIMES}"
-    return (f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2g}") + TIMES
+    return (f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2f}") + TIMES
 
 
 def interval(low: float, high: float) -> str:

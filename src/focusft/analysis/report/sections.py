@@ -273,9 +273,9 @@ def _attention(runs: Runs, style_of: Mapping[str, Style]) -> Section | None:
     ]
     if views:
         intro.append(
-            "In the text below, the stronger a token's colour, the more attention the answer pays "
-            "to it; full colour is 16 times an even share or more. Underlined: the facts that the "
-            "question asks for."
+            "In the conversation below, the stronger a token's colour, the more attention the "
+            "answer pays to it; full colour is 16 times an even share or more. Underlined: the "
+            "facts that the question asks for."
         )
     return Section(
         "attention",

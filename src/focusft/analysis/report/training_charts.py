@@ -84,7 +84,8 @@ def watched_charts(results: Sequence[Result], style_of: Mapping[str, Style]) -> 
     lines = [line for result in results for line in result.content["log"]]
     keys = sorted({key for line in lines for key in line if key.startswith(_PROBE)})
     charts = []
-    for figure in dict.fromkeys(_figure_and_mask(key)[0] for key in keys):
+    found = dict.fromkeys(_figure_and_mask(key)[0] for key in keys)
+    for figure in [*(name for name in _WATCHED if name in found), *(found - _WATCHED.keys())]:
         drawn = go.Figure()
         for key in (key for key in keys if _figure_and_mask(key)[0] == figure):
             mask = _figure_and_mask(key)[1]
