@@ -591,6 +591,24 @@ def test_a_thousand_runs_leak_nothing(namespaces, tmp_path, monkeypatch):
 
 
 @bwrap
+@pytest.mark.slow
+def test_code_that_ended_while_the_caller_was_stopped_has_ended(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from focusft.evaluation.sandbox import run\n"
+        "print('started', flush=True)\n"
+        "print(run('import time; time.sleep(1); 6 * 7', timeout_s=4).stdout)\n"
+    )
+    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    time.sleep(0.5)
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(4)
+    process.send_signal(signal.SIGCONT)
+    assert process.communicate()[0] == "42\n\n"
+
+
+@bwrap
 def test_parallel_runs_do_not_mix():
     results = {}
 

@@ -491,8 +491,6 @@ class _Running:
             try:
                 while True:
                     now = time.monotonic()
-                    if now >= deadline:
-                        return _End("time", None)
                     if now >= next_watch:
                         next_watch = now + _WATCH_SECONDS
                         if _exceeds_memory(self._init_pid, memory_mb * _MIB):
@@ -517,6 +515,10 @@ class _Running:
                     if status is not None:
                         self._drain(_SESSION_DRAIN_BYTES)
                         return _End("", status)
+                    # Last, so that code that ended in time counts as such even if this process
+                    # was stopped meanwhile.
+                    if now >= deadline:
+                        return _End("time", None)
             finally:
                 if exit_fd is not None:
                     os.close(exit_fd)
