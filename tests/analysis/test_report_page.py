@@ -8,6 +8,7 @@ import pytest
 
 from focusft.analysis.report import write_report
 from focusft.analysis.report.comparison import compare_suites
+from focusft.analysis.report.examples import SHOWN, suite_examples
 from focusft.analysis.report.reading import read_runs
 from focusft.analysis.report.redaction import HIDDEN, redact
 from focusft.cli import main
@@ -171,6 +172,19 @@ def test_what_is_missing_is_listed_with_its_command(tmp_path):
     assert "focusft train --config C.yaml --method sft --output_dir RUN" in html
     assert "focusft probe RUN" in html
     assert "BABILong: facts hidden" not in html
+
+
+def test_each_question_is_shown_once_with_one_answer_of_each_run(tmp_path):
+    found = read_runs(report_runs.comparison(tmp_path, samples=3))
+    examples = suite_examples(found.of("babilong"))
+    assert examples.total == 5 * 3 * 3
+    assert len(examples.shown) == SHOWN
+    for one in examples.shown:
+        assert [answer.label for answer in one.answers] == ["focusft", "sft"]
+    # Those that tell the runs apart come first.
+    differ = [len({answer.right for answer in one.answers}) > 1 for one in examples.shown]
+    assert differ == sorted(differ, reverse=True)
+    assert sum(differ) == min(SHOWN, examples.differing)
 
 
 def test_questions_under_a_licence_are_not_shown(tmp_path):

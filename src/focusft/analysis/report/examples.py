@@ -79,10 +79,10 @@ def demo_examples(demo: Result) -> Examples | None:
 
 def suite_examples(results: Sequence[Result]) -> Examples | None:
     """Questions that the most runs answered, those where runs differ first."""
-    asked: dict[str, list[tuple[Result, dict[str, Any]]]] = {}
+    asked: dict[tuple[str, str], list[tuple[Result, dict[str, Any]]]] = {}
     for result in results:
         for item in result.items:
-            asked.setdefault(item["content"], []).append((result, item))
+            asked.setdefault((item["id"], item["content"]), []).append((result, item))
     most = max(map(len, asked.values()), default=0)
     return _choose([_answered(same) for same in asked.values() if len(same) == most])
 
