@@ -93,7 +93,7 @@ class ServerGenerator:
         self._draws = random.Random(self.sampling.seed)
         self._key = os.environ.get(key_variable, "")
         self._session = _session(concurrency, self._key)
-        self._sends_ids = True
+        self._sends_ids: bool | None = None
 
     def describe(self) -> dict[str, Any]:
         """What a results file says of it."""
@@ -188,11 +188,13 @@ class ServerGenerator:
         self, body: dict[str, Any], text: str, ids: list[int]
     ) -> requests.Response | None:
         """Answer of /completions; None if the server has no such endpoint."""
-        if self._sends_ids:
+        sends_ids = self._sends_ids is not False
+        if sends_ids:
             response = self._post("completions", body | {"prompt": ids})
-            # Some servers take text only.
-            self._sends_ids = response.status_code not in _REFUSED
-        if not self._sends_ids:
+            if self._sends_ids is None:
+                # Some servers take text only. Once ids were taken, a refusal is one of the prompt.
+                sends_ids = self._sends_ids = response.status_code not in _REFUSED
+        if not sends_ids:
             response = self._post("completions", body | {"prompt": self._without_bos(text)})
         if response.status_code in _NO_SUCH_ENDPOINT and not _names_model(response, self.model):
             return None
