@@ -16,6 +16,7 @@ FIGURES_FILE = "figures.html"
 _EMPTY, _FULL = (233, 240, 248), (8, 69, 148)
 _CELL_WIDTH, _CELL_HEIGHT = 64, 26
 _TOP, _LABEL_WIDTH_PER_LETTER, _MARGIN = 44, 7, 8
+_CAPTION_WIDTH = 190
 # Readable on white and on black.
 _GREY = "#8b949e"
 
@@ -112,7 +113,7 @@ def heat_map_svg(results: dict[str, Any]) -> str:
     rows = _rows(results)
     lengths = list(results["mean"])
     left = _MARGIN + _LABEL_WIDTH_PER_LETTER * max(len(name) for name, _ in rows) + _MARGIN
-    width = left + _CELL_WIDTH * len(lengths) + _MARGIN
+    width = left + max(_CELL_WIDTH * len(lengths), _CAPTION_WIDTH) + _MARGIN
     height = _TOP + _CELL_HEIGHT * len(rows) + _MARGIN
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
