@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -16,12 +17,15 @@ from typing import Any
 class Worker:
     """A trainer in a process of its own (see `benchmarks.worker`)."""
 
-    def __init__(self, arguments: Sequence[str], log: Path) -> None:
+    def __init__(
+        self, arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
         """Start the process and wait until it is ready.
 
         Args:
             arguments: Options of `benchmarks.worker`.
             log: Where its error output goes.
+            environment: Variables to set for it.
         """
         self.arguments = list(arguments)
         self.log = log
@@ -32,6 +36,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._log_file,
             text=True,
+            env={**os.environ, **(environment or {})},
         )
         self.interpreter_gb = self._read()["interpreter_gb"]
 

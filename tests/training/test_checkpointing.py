@@ -16,7 +16,7 @@ from tests.tiny_models import tiny_model
 TURNS = [(70, 30)] * 2
 
 
-def step(model, *, context_attention="bidirectional", inner_order=1, packed=False):
+def step(model, *, context_attention="bidirectional", inner_order=1, packed=False, autocast=False):
     """Loss, gradients, bytes that autograd keeps, FLOPs of one training step."""
     input_ids, labels = conversation(TURNS)
     positions = torch.arange(len(input_ids))
@@ -34,9 +34,10 @@ def step(model, *, context_attention="bidirectional", inner_order=1, packed=Fals
         FlopCounterMode(display=False) as counter,
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
     ):
-        loss = model(
-            input_ids=input_ids[None], labels=labels[None], position_ids=positions[None]
-        ).loss
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = model(
+                input_ids=input_ids[None], labels=labels[None], position_ids=positions[None]
+            ).loss
         loss.backward()
     engine.detach()
     gradients = {name: p.grad for name, p in model.named_parameters()}
@@ -57,6 +58,18 @@ def test_same_bits_and_nearly_the_same_work_with_less_memory(family, context_att
     # The fast weights' small products are all that runs again.
     assert flops <= flops_again < 1.02 * flops
     assert kept_again < 0.75 * kept
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_same_bits_under_autocast(family):
+    loss, gradients, kept, _ = step(tiny_model(family), autocast=True)
+    model = tiny_model(family)
+    checkpoint_selectively(model)
+    loss_again, gradients_again, kept_again, _ = step(model, autocast=True)
+    assert torch.equal(loss, loss_again)
+    assert all(torch.equal(gradients[name], gradients_again[name]) for name in gradients)
+    assert kept_again < kept
+    assert torch.is_autocast_cache_enabled()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ memory of a layer for a few percent of its work, and changes no bit of the resul
 
 from __future__ import annotations
 
-from functools import partial
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Literal
 
 import torch
@@ -49,8 +49,32 @@ def checkpoint_selectively(model: nn.Module) -> None:
     """
     stock = unwrap_causal_lm(model)
     if stock.supports_gradient_checkpointing:
-        context = partial(create_selective_checkpoint_contexts, _policy)
-        stock.activation_checkpointing_enable({"use_reentrant": False, "context_fn": context})
+        stock.activation_checkpointing_enable({"use_reentrant": False, "context_fn": _contexts})
+
+
+def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    forward, recompute = create_selective_checkpoint_contexts(_policy)
+    return _WithoutAutocastCache(forward), _WithoutAutocastCache(recompute)
+
+
+class _WithoutAutocastCache(AbstractContextManager[None]):
+    """A context in which autocast casts each weight anew.
+
+    The inner loop has cast the weights of the top layers when the outer forward comes to them. It
+    would find them in the cache, the recompute would not, and the two would not match.
+    """
+
+    def __init__(self, context: AbstractContextManager[Any]) -> None:
+        self._context = context
+        self._stack = ExitStack()
+
+    def __enter__(self) -> None:
+        self._stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
+        torch.set_autocast_cache_enabled(False)
+        self._stack.enter_context(self._context)
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
 
 def _policy(
