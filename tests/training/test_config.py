@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from focusft.errors import ConfigError
@@ -99,3 +100,11 @@ def test_checkpointing_by_either_name(tmp_path, name):
 
     assert not config().activation_checkpointing
     assert config(**{name: True}).activation_checkpointing
+
+
+def test_bf16_needs_no_accelerator(tmp_path):
+    config = load_train_config(
+        None, ["--train_data", "x.jsonl", "--output_dir", str(tmp_path), "--bf16", "true"]
+    )
+    assert config.bf16
+    assert config.use_cpu == (not torch.accelerator.is_available())

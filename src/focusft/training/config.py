@@ -102,6 +102,8 @@ class FocuSFTConfig(TrainingArguments, FocusConfig):
         FocusConfig.__post_init__(self)
         # torch warns about pinned memory where there is no GPU to copy it to.
         self.dataloader_pin_memory &= torch.cuda.is_available()
+        # transformers takes bf16 without an accelerator for a mistake, unless it is told.
+        self.use_cpu |= not torch.accelerator.is_available()
         TrainingArguments.__post_init__(self)
 
     def focus_config(self) -> FocusConfig:
