@@ -254,6 +254,15 @@ def test_output_before_a_timeout_is_kept():
 
 
 @bwrap
+def test_the_hosts_files_do_not_count(monkeypatch):
+    """While bubblewrap sets up, its process still has the host's /tmp as its own."""
+    monkeypatch.setattr(running, "_WATCH_SECONDS", 1e-4)
+    sandbox = Bubblewrap(limits=Limits(files=10))
+    for _ in range(5):
+        assert sandbox.run("6 * 7", timeout_s=60) == Result("42\n", "", 0, False)
+
+
+@bwrap
 def test_output_is_cut_in_the_middle():
     sandbox = Bubblewrap(limits=Limits(output_bytes=100))
     result = sandbox.run("print('a' * 1000 + 'é' * 1000 + 'z' * 45)")

@@ -81,10 +81,8 @@ class Running:
                     now = time.monotonic()
                     if now >= next_watch:
                         next_watch = now + _WATCH_SECONDS
-                        if exceeds_memory(self._init_pid, memory_mb * MIB):
-                            return End("memory", None)
-                        if exceeds_files(self._init_pid, self._limits.files):
-                            return End("files", None)
+                        if limit := self._exceeded_limit(memory_mb):
+                            return End(limit, None)
                     if self._out.total + self._err.total > self._limits.flood_bytes:
                         return End("output", None)
                     wait = max(0.0, min(deadline, next_watch) - now)
@@ -157,6 +155,15 @@ class Running:
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
+
+    def _exceeded_limit(self, memory_mb: int) -> str:
+        """What the processes have too much of together: "memory", "files" or ""."""
+        # Until the worker runs, the first process may still have the host's folders as its own.
+        if not self._ready:
+            return ""
+        if exceeds_memory(self._init_pid, memory_mb * MIB):
+            return "memory"
+        return "files" if exceeds_files(self._init_pid, self._limits.files) else ""
 
     def _receive(self, fd: int) -> bool:
         """Read what is there; False at the end of the stream."""
