@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from focusft.data.tokenise import tokenizer_fingerprint
 from focusft.errors import ConfigError
 from focusft.evaluation import babilong, ruler
 from focusft.evaluation.haystack import (
+    CountTokens,
     Draft,
     Prose,
     built_in_prose,
@@ -96,88 +98,151 @@ def make_items(
             )
         )
 
-    corpora: dict[str, Any]
-    if suite == "babilong":
-        names = _checked_tasks(tasks, babilong.DATA_TASKS if babilong_data else BABI_TASKS)
-        answer_tokens = max_new_tokens or babilong.MAX_NEW_TOKENS
-        kept = dict.fromkeys(names, answer_tokens + thinking_tokens)
-        if babilong_data is not None:
-            published: dict[tuple[str, int], Sequence[Draft]] = {}
-            corpora = {}
-            for name in names:
-                for length in lengths:
-                    label = length_label(length)
-                    drafts, rows = babilong.published_drafts(
-                        babilong_data, name, label, samples=samples, count=count
-                    )
-                    published[name, length] = drafts
-                    corpora[f"{name}_{label}"] = {
-                        "source": rows.source,
-                        "sha256": rows.sha256,
-                        "stand_in": False,
-                        "tasks": [name],
-                    }
-
-            def draft(task: str, length: int, index: int) -> Draft:
-                return published[task, length][index]
-
-        else:
-            background = without_answer_words(_prose(prose))
-            corpora = {"prose": _prose_entry(background, names)}
-
-            def draft(task: str, length: int, index: int) -> Draft:
-                return babilong.draft_item(
-                    task,
-                    index,
-                    seed=seed,
-                    budget=length - kept[task],
-                    prose=background,
-                    count=count,
-                )
-
+    answer = _AnswerTokens(max_new_tokens, thinking_tokens)
+    if suite == "ruler":
+        plan = _plan_ruler(tasks, seed, samples, answer, count, prose, squad, hotpotqa)
+    elif babilong_data is not None:
+        plan = _plan_published(tasks, lengths, samples, answer, count, babilong_data)
     else:
-        names = _checked_tasks(tasks, ruler.TASKS)
-        kept = {
-            name: (max_new_tokens or ruler.MAX_NEW_TOKENS[name]) + thinking_tokens for name in names
-        }
-        questions: dict[str, QuestionSet] = {}
-        if "qa_1" in names:
-            questions["qa_1"] = read_squad(squad) if squad else stand_in_questions("qa_1")
-        if "qa_2" in names:
-            questions["qa_2"] = read_hotpotqa(hotpotqa) if hotpotqa else stand_in_questions("qa_2")
-        outside = ruler.Corpora(essays=_prose(prose), words=load_words(), questions=questions)
-        corpora = _ruler_entries(outside, names)
-
-        def draft(task: str, length: int, index: int) -> Draft:
-            return ruler.draft_item(
-                task,
-                index,
-                seed=seed,
-                samples=samples,
-                length=length,
-                max_new_tokens=kept[task],
-                corpora=outside,
-                count=count,
-            )
-
+        plan = _plan_babilong(tasks, seed, answer, count, prose)
     header = {
         "format": _FORMAT,
         "suite": suite,
-        "tasks": list(names),
+        "tasks": list(plan.kept),
         "lengths": list(lengths),
         "samples": samples,
         "seed": seed,
         "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
         "chat": chat,
         "template_options": dict(template_options or {}),
-        "max_new_tokens": kept,
+        "max_new_tokens": plan.kept,
         "thinking_tokens": thinking_tokens,
-        "corpora": corpora,
-        "stand_in": any(corpus["stand_in"] for corpus in corpora.values()),
+        "corpora": plan.corpora,
+        "stand_in": any(corpus["stand_in"] for corpus in plan.corpora.values()),
     }
     return ItemSet(
-        suite, names, lengths, samples, header, draft, kept, published=babilong_data is not None
+        suite,
+        tuple(plan.kept),
+        lengths,
+        samples,
+        header,
+        plan.draft,
+        plan.kept,
+        published=babilong_data is not None,
     )
+
+
+@dataclass(frozen=True)
+class _AnswerTokens:
+    """Tokens that were asked for: of the answer, or None, and of the thinking before it."""
+
+    answer: int | None
+    thinking: int
+
+    def kept(self, default: int) -> int:
+        """Tokens kept for both."""
+        return (self.answer or default) + self.thinking
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a suite makes its items of.
+
+    Attributes:
+        kept: Tokens kept for the answer of each task, in the order of the tasks.
+        corpora: What is read from outside, for the manifest.
+        draft: Makes one item's draft from task, length and index.
+    """
+
+    kept: dict[str, int]
+    corpora: dict[str, Any]
+    draft: Callable[[str, int, int], Draft]
+
+
+def _plan_babilong(
+    tasks: Sequence[str] | None,
+    seed: int,
+    answer: _AnswerTokens,
+    count: CountTokens,
+    prose: Sequence[str | Path],
+) -> _Plan:
+    """Worlds of our own."""
+    names = _checked_tasks(tasks, BABI_TASKS)
+    kept = dict.fromkeys(names, answer.kept(babilong.MAX_NEW_TOKENS))
+    background = without_answer_words(_prose(prose))
+
+    def draft(task: str, length: int, index: int) -> Draft:
+        budget = length - kept[task]
+        return babilong.draft_item(
+            task, index, seed=seed, budget=budget, prose=background, count=count
+        )
+
+    return _Plan(kept, {"prose": _prose_entry(background, names)}, draft)
+
+
+def _plan_published(
+    tasks: Sequence[str] | None,
+    lengths: Sequence[int],
+    samples: int,
+    answer: _AnswerTokens,
+    count: CountTokens,
+    data: str | Path,
+) -> _Plan:
+    """Published BABILong data, which is read now."""
+    names = _checked_tasks(tasks, babilong.DATA_TASKS)
+    drafts: dict[tuple[str, int], Sequence[Draft]] = {}
+    corpora = {}
+    for name in names:
+        for length in lengths:
+            label = length_label(length)
+            drafts[name, length], rows = babilong.published_drafts(
+                data, name, label, samples=samples, count=count
+            )
+            corpora[f"{name}_{label}"] = {
+                "source": rows.source,
+                "sha256": rows.sha256,
+                "stand_in": False,
+                "tasks": [name],
+            }
+
+    def draft(task: str, length: int, index: int) -> Draft:
+        return drafts[task, length][index]
+
+    return _Plan(dict.fromkeys(names, answer.kept(babilong.MAX_NEW_TOKENS)), corpora, draft)
+
+
+def _plan_ruler(
+    tasks: Sequence[str] | None,
+    seed: int,
+    samples: int,
+    answer: _AnswerTokens,
+    count: CountTokens,
+    prose: Sequence[str | Path],
+    squad: str | Path | None,
+    hotpotqa: str | Path | None,
+) -> _Plan:
+    names = _checked_tasks(tasks, ruler.TASKS)
+    kept = {name: answer.kept(ruler.MAX_NEW_TOKENS[name]) for name in names}
+    questions: dict[str, QuestionSet] = {}
+    if "qa_1" in names:
+        questions["qa_1"] = read_squad(squad) if squad else stand_in_questions("qa_1")
+    if "qa_2" in names:
+        questions["qa_2"] = read_hotpotqa(hotpotqa) if hotpotqa else stand_in_questions("qa_2")
+    corpora = ruler.Corpora(essays=_prose(prose), words=load_words(), questions=questions)
+
+    def draft(task: str, length: int, index: int) -> Draft:
+        return ruler.draft_item(
+            task,
+            index,
+            seed=seed,
+            samples=samples,
+            length=length,
+            max_new_tokens=kept[task],
+            corpora=corpora,
+            count=count,
+        )
+
+    return _Plan(kept, _ruler_entries(corpora, names), draft)
 
 
 def _checked_lengths(lengths: Sequence[int], *, published: bool) -> tuple[int, ...]:
