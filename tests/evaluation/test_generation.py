@@ -5,8 +5,8 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from focusft.errors import ConfigError, DataError, UnsupportedModelError, UserError
-from focusft.evaluation import batching, decoding, generation
-from focusft.evaluation.generation import LocalGenerator, Prompt, Sampling, encode
+from focusft.evaluation import batching, decoding
+from focusft.evaluation.generation import LocalGenerator, Prompt, Sampling, encode, local
 from focusft.evaluation.items import prompt_ids
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
@@ -237,7 +237,7 @@ def test_out_of_memory_halves_the_batch_until_it_fits(monkeypatch):
     tokenizer, prompts = tiny_tokenizer(), [ask(text) for text in TEXTS]
     expected = complete(LocalGenerator(tiny(), tokenizer), prompts)
     sizes = []
-    real = generation.decode
+    real = local.decode
 
     def limited(model, encoded, *args, **kwargs):
         sizes.append(len(encoded))
@@ -245,7 +245,7 @@ def test_out_of_memory_halves_the_batch_until_it_fits(monkeypatch):
             raise torch.OutOfMemoryError("out of memory")
         real(model, encoded, *args, **kwargs)
 
-    monkeypatch.setattr(generation, "decode", limited)
+    monkeypatch.setattr(local, "decode", limited)
     done = complete(LocalGenerator(tiny(), tokenizer), prompts)
     assert [c.text for c in done] == [c.text for c in expected]
     assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
@@ -253,7 +253,7 @@ def test_out_of_memory_halves_the_batch_until_it_fits(monkeypatch):
     def hopeless(*args, **kwargs):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")
 
-    monkeypatch.setattr(generation, "decode", hopeless)
+    monkeypatch.setattr(local, "decode", hopeless)
     with pytest.raises(UserError, match="a single prompt of"):
         complete(LocalGenerator(tiny(), tokenizer), prompts)
 
@@ -264,9 +264,9 @@ def test_the_batch_is_as_big_as_memory_allows(monkeypatch):
     # 4 layers, keys and values, 2 heads of 8 features, 4 bytes.
     assert generator._sizes.bytes_per_token == 4 * 2 * 2 * 8 * 4
     sizes = []
-    real = generation.decode
+    real = local.decode
     monkeypatch.setattr(
-        generation, "decode", lambda m, e, *a, **k: (sizes.append(len(e)), real(m, e, *a, **k))
+        local, "decode", lambda m, e, *a, **k: (sizes.append(len(e)), real(m, e, *a, **k))
     )
     overhead = 1024 * (40 * 32 * 4 + generator._sizes.bytes_per_token)
     row = 96 * generator._sizes.bytes_per_token + 40 * VOCABULARY

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from focusft.errors import ConfigError, DataError
-from focusft.evaluation import batching, generation, ruler
+from focusft.evaluation import batching, ruler
 from focusft.evaluation.babilong import labels_of
-from focusft.evaluation.generation import Completion, LocalGenerator, Prompt
+from focusft.evaluation.generation import Completion, LocalGenerator, Prompt, local
 from focusft.evaluation.haystack import Draft
 from focusft.evaluation.items import ItemSet
 from focusft.evaluation.statistics import wilson_interval
@@ -271,13 +271,13 @@ def test_the_batches_of_a_run_are_kept(tmp_path, monkeypatch):
     items = ItemSet("ruler", ("vt",), (128,), 7, header, draft, {"vt": 6})
     model = tiny_model("llama", vocab_size=len(tokenizer))
     sizes = []
-    real = generation.decode
+    real = local.decode
 
     def noting(model, encoded, *args, **kwargs):
         sizes.append(len(encoded))
         real(model, encoded, *args, **kwargs)
 
-    monkeypatch.setattr(generation, "decode", noting)
+    monkeypatch.setattr(local, "decode", noting)
     run(items, tmp_path / "whole", LocalGenerator(model, tokenizer))
     assert sizes == [7]
 

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-import focusft.evaluation.sandbox as sandbox_module
+import focusft
 from focusft.errors import ConfigError, UserError
 from focusft.evaluation import seccomp
 from focusft.evaluation.sandbox import (
@@ -31,13 +32,14 @@ from focusft.evaluation.sandbox import (
     Unprotected,
     cut_middle,
     run,
+    running,
     show_last_expression,
 )
 from tests.evaluation.needs_bwrap import bwrap_or_skip
 from tests.evaluation.sandbox_attacks import BOMBS, HARMLESS, PRELUDE, REFUSED
 
 bwrap = pytest.mark.usefixtures("needs_bwrap")
-SOURCE = Path(sandbox_module.__file__).parents[1]
+SOURCE = Path(focusft.__file__).parent
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ def needs_bwrap():
 def namespaces(monkeypatch):
     """Process namespaces of the sandboxes that the test starts, to look for survivors."""
     found = []
-    original = sandbox_module._init_pid
+    original = running._read_init_pid
 
     def recording(status):
         pid = original(status)
@@ -57,7 +59,7 @@ def namespaces(monkeypatch):
             found.append(os.readlink(f"/proc/{pid}/ns/pid"))
         return pid
 
-    monkeypatch.setattr(sandbox_module, "_init_pid", recording)
+    monkeypatch.setattr(running, "_read_init_pid", recording)
     return found
 
 
@@ -252,6 +254,15 @@ def test_output_before_a_timeout_is_kept():
 
 
 @bwrap
+def test_the_hosts_files_do_not_count(monkeypatch):
+    """While bubblewrap sets up, its process still has the host's /tmp as its own."""
+    monkeypatch.setattr(running, "_WATCH_SECONDS", 1e-4)
+    sandbox = Bubblewrap(limits=Limits(files=10))
+    for _ in range(5):
+        assert sandbox.run("6 * 7", timeout_s=60) == Result("42\n", "", 0, False)
+
+
+@bwrap
 def test_output_is_cut_in_the_middle():
     sandbox = Bubblewrap(limits=Limits(output_bytes=100))
     result = sandbox.run("print('a' * 1000 + 'é' * 1000 + 'z' * 45)")
@@ -317,7 +328,7 @@ def test_wrong_interpreter_is_one_line(tmp_path):
 
 
 def test_missing_bubblewrap_is_one_line(monkeypatch):
-    monkeypatch.setattr(sandbox_module.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(SandboxError, match="apt-get install bubblewrap") as error:
         run("1")
     assert "\n" not in str(error.value)
@@ -327,7 +338,7 @@ def test_broken_bubblewrap_is_one_line(monkeypatch, tmp_path):
     broken = tmp_path / "bwrap"
     broken.write_text("#!/bin/sh\necho 'bwrap: Creating new namespace failed' >&2\nexit 1\n")
     broken.chmod(0o755)
-    monkeypatch.setattr(sandbox_module.shutil, "which", lambda name, path=None: str(broken))
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: str(broken))
     with pytest.raises(SandboxError, match=r"does not work here.*namespace failed") as error:
         run("1")
     assert "\n" not in str(error.value)
@@ -337,14 +348,14 @@ def test_broken_bubblewrap_is_one_line(monkeypatch, tmp_path):
 def test_the_sandbox_dies_with_its_parent(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "import focusft.evaluation.sandbox as module\n"
-        "original = module._init_pid\n"
+        "from focusft.evaluation.sandbox import run, running\n"
+        "original = running._read_init_pid\n"
         "def show(status):\n"
         "    pid = original(status)\n"
         "    print(pid, flush=True)\n"
         "    return pid\n"
-        "module._init_pid = show\n"
-        "module.run('while True: pass')\n"
+        "running._read_init_pid = show\n"
+        "run('while True: pass')\n"
     )
     process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
     pid = int(process.stdout.readline())
@@ -357,7 +368,7 @@ def test_the_sandbox_dies_with_its_parent(tmp_path):
     process.kill()
     process.wait()
     process.stdout.close()
-    assert sandbox_module.select.select([handle], [], [], 10)[0]
+    assert select.select([handle], [], [], 10)[0]
     os.close(handle)
 
 
@@ -370,8 +381,8 @@ def test_an_ordinary_user_is_protected_too():
         package = folder / "focusft" / "evaluation"
         package.mkdir(parents=True)
         shutil.copy(SOURCE / "errors.py", folder / "focusft")
-        for file in ("sandbox.py", "sandbox_worker.py", "seccomp.py"):
-            shutil.copy(SOURCE / "evaluation" / file, package)
+        shutil.copy(SOURCE / "evaluation" / "seccomp.py", package)
+        shutil.copytree(SOURCE / "evaluation" / "sandbox", package / "sandbox")
         shutil.copy(Path(__file__).with_name("sandbox_attacks.py"), folder)
         (folder / "main.py").write_text(
             "import sys, textwrap\n"
@@ -489,13 +500,13 @@ def test_docker_runs_and_reports(monkeypatch, tmp_path):
         f"open({str(tmp_path / 'removed')!r}, 'w').write(' '.join(sys.argv[1:3]))\n"
     )
     fake.chmod(0o755)
-    monkeypatch.setattr(sandbox_module.shutil, "which", lambda name: str(fake))
+    monkeypatch.setattr(shutil, "which", lambda name: str(fake))
     assert Docker("image").run("print('x')\n6 * 7") == Result("x\n42\n", "", 0, False)
     assert Docker("image").run("while True:\n    pass", timeout_s=0.5).timed_out
     assert (tmp_path / "removed").read_text() == "rm --force"
     with pytest.raises(SandboxError, match="cannot run missing: No such image"):
         Docker("missing").run("1")
-    monkeypatch.setattr(sandbox_module.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(SandboxError, match="install Docker"):
         Docker().run("1")
 

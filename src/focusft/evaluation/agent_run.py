@@ -7,7 +7,6 @@ found, and the whole conversation. At the end it is put into the order of the qu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,18 +17,17 @@ from rich.progress import Progress
 from rich.table import Table
 
 from focusft.data.multiple_choice import Question, ask
-from focusft.errors import DataError
 from focusft.evaluation.agent import Budget, Tool, evaluate, pass_at_k_estimate, summarise
 from focusft.evaluation.agent_backend import GeneratorBackend
 from focusft.evaluation.agent_transcripts import transcripts
 from focusft.evaluation.questions import fingerprint
+from focusft.evaluation.run_files import finished_lines, json_line, replace_file, write_results
 from focusft.evaluation.settings import check_settings, note_settings
 from focusft.evaluation.statistics import bootstrap_interval
 
 Mode = Literal["tools", "no_tools"]
 
 EPISODES_FILE = "episodes.jsonl"
-RESULTS_FILE = "results.json"
 TRANSCRIPTS_FILE = "transcripts.md"
 _RULES = ("strict", "lenient")
 _Key = tuple[str, str, int]
@@ -106,12 +104,12 @@ def run_agent_suite(
             )
             for answer in answers:
                 record = {"mode": mode, "kind": kinds[answer["question"]], **answer}
-                lines.write(_line(record))
+                lines.write(json_line(record))
                 lines.flush()
                 records[_key(record)] = record
                 progress.advance(bar)
     ordered = [records[key] for key in keys]
-    _replace(out / EPISODES_FILE, "".join(map(_line, ordered)))
+    replace_file(out / EPISODES_FILE, map(json_line, ordered))
     results = {
         "suite": "agent",
         **_figures(ordered, modes, samples),
@@ -119,8 +117,8 @@ def run_agent_suite(
         "versions": dict(versions),
         "seconds": round(sum(record["seconds"] for record in ordered), 3),
     }
-    _replace(out / TRANSCRIPTS_FILE, transcripts(ordered))
-    _replace(out / RESULTS_FILE, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    replace_file(out / TRANSCRIPTS_FILE, [transcripts(ordered)])
+    write_results(out, results)
     return results
 
 
@@ -216,38 +214,16 @@ def _ks(samples: int) -> list[int]:
 
 
 def _read_episodes(file: Path, known: set[_Key]) -> dict[_Key, dict[str, Any]]:
-    """The answers of an earlier start; a line that was cut off by its end is removed."""
-    records: dict[_Key, dict[str, Any]] = {}
-    if not file.exists():
-        return records
-    *lines, rest = file.read_text(encoding="utf-8", errors="replace").split("\n")
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            key = _key(record)
-            if key not in known:
-                raise ValueError(f"no answer {key} in this run")
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{file}: line {number} is damaged ({error}); delete the line to run its question "
-                "again"
-            ) from error
-        records[key] = record
-    if rest:
-        _replace(file, "".join(map(_line, records.values())))
-    return records
+    """The answers of an earlier start."""
+
+    def read(record: Any) -> tuple[_Key, dict[str, Any]]:
+        key = _key(record)
+        if key not in known:
+            raise ValueError(f"no answer {key} in this run")
+        return key, record
+
+    return finished_lines(file, read, "question")
 
 
 def _key(record: Mapping[str, Any]) -> _Key:
     return record["mode"], record["question"], record["sample"]
-
-
-def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
-
-
-def _replace(file: Path, text: str) -> None:
-    """Write a file completely, or leave the old one."""
-    unfinished = file.with_name(file.name + ".unfinished")
-    unfinished.write_text(text, encoding="utf-8", newline="\n")
-    unfinished.replace(file)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from focusft.data.synthetic import LOCATIONS, OBJECTS, World
+from focusft.data.worlds import LOCATIONS, OBJECTS, World
 from focusft.errors import ConfigError
 from focusft.evaluation.babilong_data import Published, read_rows
 from focusft.evaluation.babilong_prompts import build_prompt

@@ -14,7 +14,8 @@ from rich.table import Table
 
 from focusft.errors import ConfigError, DataError
 from focusft.evaluation.items import length_name
-from focusft.evaluation.run import ITEMS_FILE, RESULTS_FILE
+from focusft.evaluation.run import ITEMS_FILE
+from focusft.evaluation.run_files import RESULTS_FILE
 from focusft.evaluation.settings import differences
 from focusft.evaluation.statistics import bootstrap_interval, mean_of_means
 

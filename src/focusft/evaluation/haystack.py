@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from focusft.data.hub import is_hub_name, load_hub, source_name
-from focusft.data.synthetic import FORBIDDEN, background_sentences
+from focusft.data.prose import FORBIDDEN, background_sentences
 from focusft.errors import DataError
 
 # Tokens of a prompt, all of them: chat template, prompt, answer prefix, special tokens.

@@ -9,24 +9,28 @@ written down: the batch of an answer has an effect on the last digits of its log
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from focusft.errors import DataError
 from focusft.evaluation.generation import Completion, Generator, Prompt
 from focusft.evaluation.items import MANIFEST_FILE, Item, ItemSet, read_items, write_items
+from focusft.evaluation.run_files import (
+    RESULTS_FILE,
+    finished_lines,
+    json_line,
+    replace_file,
+    write_results,
+)
 from focusft.evaluation.scoring import Score, score_output
 from focusft.evaluation.settings import check_settings, differences, note_settings
 from focusft.evaluation.summary import Outcome, summarise
 
 BATCHES_FILE = "batches.json"
 ITEMS_FILE = "items.jsonl"
-RESULTS_FILE = "results.json"
 
 
 def run_suite(
@@ -85,8 +89,8 @@ def run_suite(
             "seconds": round(sum(outcome.seconds for _, outcome in pairs), 3),
         }
         # Before the items lose their times.
-        _replace(results_file, iter([json.dumps(results, indent=1, ensure_ascii=False) + "\n"]))
-    _replace(out / ITEMS_FILE, (_line(item, outcome) for item, outcome in pairs))
+        write_results(out, results)
+    replace_file(out / ITEMS_FILE, (_line(item, outcome) for item, outcome in pairs))
     return results
 
 
@@ -102,38 +106,23 @@ def _items(items: ItemSet, out: Path, progress: Progress) -> tuple[list[Item], d
 
 
 def _outcomes(items: list[Item], file: Path) -> dict[str, Outcome]:
-    """The finished items of an earlier start; a line that was cut off by its end is removed."""
+    """The finished items of an earlier start."""
     known = {item.id for item in items}
-    outcomes: dict[str, Outcome] = {}
-    if not file.exists():
-        return outcomes
-    whole = 0
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.endswith(b"\n"):
-                break
-            whole += len(line)
-            try:
-                row = json.loads(line)
-                outcome = Outcome(
-                    output=row["output"],
-                    thinking=row["thinking"],
-                    score=Score(row["score"], row["score_lenient"], row["no_answer"]),
-                    prompt_tokens=row["tokens"],
-                    output_tokens=row["output_tokens"],
-                    truncated=row["truncated"],
-                    seconds=row.get("seconds", 0.0),
-                )
-                if row["id"] not in known:
-                    raise ValueError(f"no item '{row['id']}' in this run")
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(
-                    f"{file}: line {number} is damaged ({error}); delete the line to run its item "
-                    "again"
-                ) from error
-            outcomes[row["id"]] = outcome
-    os.truncate(file, whole)
-    return outcomes
+
+    def read(row: Any) -> tuple[str, Outcome]:
+        if row["id"] not in known:
+            raise ValueError(f"no item '{row['id']}' in this run")
+        return row["id"], Outcome(
+            output=row["output"],
+            thinking=row["thinking"],
+            score=Score(row["score"], row["score_lenient"], row["no_answer"]),
+            prompt_tokens=row["tokens"],
+            output_tokens=row["output_tokens"],
+            truncated=row["truncated"],
+            seconds=row.get("seconds", 0.0),
+        )
+
+    return finished_lines(file, read, "item")
 
 
 def _prompt(item: Item, thinking_tokens: int) -> Prompt:
@@ -150,7 +139,7 @@ def _batches(
         batches = generator.batches(prompts)
         # Only now is it known that the model takes these prompts: until then, no setting is fixed.
         note_settings(out, settings)
-        _replace(file, iter([json.dumps(batches) + "\n"]))
+        replace_file(file, [json.dumps(batches) + "\n"])
     kept: list[list[int]] = json.loads(file.read_text(encoding="utf-8"))
     return kept
 
@@ -223,15 +212,7 @@ def _line(item: Item, outcome: Outcome, **times: float) -> str:
         "output_tokens": outcome.output_tokens,
         **times,
     }
-    return json.dumps(row, ensure_ascii=False) + "\n"
-
-
-def _replace(file: Path, lines: Iterator[str]) -> None:
-    """Write a file completely, or leave the old one."""
-    unfinished = file.with_name(file.name + ".unfinished")
-    with unfinished.open("w", encoding="utf-8", newline="\n") as text:
-        text.writelines(lines)
-    unfinished.replace(file)
+    return json_line(row)
 
 
 def _progress(console: Console) -> Progress:

@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from focusft.errors import ConfigError, DataError
+from focusft.evaluation.run_files import replace_file
 
 SETTINGS_FILE = "settings.json"
 
 
 def note_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Write down what a run is begun with; JSON values."""
-    file = folder / SETTINGS_FILE
-    unfinished = file.with_name(file.name + ".unfinished")
-    unfinished.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(file)
+    replace_file(folder / SETTINGS_FILE, [json.dumps(settings, indent=1) + "\n"])
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:

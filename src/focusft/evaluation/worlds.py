@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from focusft.data.synthetic import (
+from focusft.data.worlds import (
     GET_VERBS,
     LOCATIONS,
     MOVE_VERBS,

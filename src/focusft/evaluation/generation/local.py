@@ -1,4 +1,4 @@
-"""Models that go on from prompts: what they get, what they give back, and one on this machine.
+"""A transformers model on this machine.
 
 Shapes: B batch, V vocabulary.
 """
@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,6 +22,14 @@ from focusft.errors import ConfigError, DataError, UnsupportedModelError
 from focusft.evaluation.answers import Answer, Limits, ThinkingTags, opens_thinking, without_tags
 from focusft.evaluation.batching import BatchSizes, is_out_of_memory
 from focusft.evaluation.decoding import Encoded, decode
+from focusft.evaluation.generation.interface import Completion
+from focusft.evaluation.generation.model_facts import (
+    most_positions,
+    special_ids,
+    stop_ids,
+    weights_fingerprint,
+)
+from focusft.evaluation.generation.prompts import Prompt, render, tokenise
 from focusft.evaluation.prompt_turns import turn_ids
 from focusft.evaluation.sampling import Sampling
 from focusft.method.architectures import has_sliding_window
@@ -29,134 +37,7 @@ from focusft.method.attention import FLEX, SEGMENTS, install_backend
 from focusft.method.config import ContextBlocks
 from focusft.method.mask_check import check_masking
 
-Message = dict[str, Any]
 Prefill = Literal["causal", "bidirectional"]
-
-# Tokens that tokenizers may call special, but that say where a tool call begins.
-_KEPT_TAGS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>")
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What a model is to go on from.
-
-    Attributes:
-        messages: A conversation that ends where the assistant is to write; without a chat
-            template one message, whose content is the text.
-        answer_prefix: Raw text after the chat template.
-        max_new_tokens: Longest answer in tokens.
-        tools: JSON schemas for the chat template.
-        sample: Which sample of this prompt it is, where several are drawn: the same number gives
-            the same draw, whatever else is in the batch. If None, every draw is a new one.
-    """
-
-    messages: tuple[Message, ...]
-    answer_prefix: str = ""
-    max_new_tokens: int = 128
-    tools: tuple[dict[str, Any], ...] = ()
-    sample: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens: {self.max_new_tokens} leaves no room for an answer")
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What a model wrote.
-
-    Attributes:
-        text: The answer, without special tokens (but with the tags of tool calls) and without
-            the thinking before it.
-        prompt_tokens: Tokens of the prompt as the model got it.
-        tokens: Generated tokens, those of the thinking and the stop token included.
-        truncated: It ran out of tokens.
-        seconds: Its share of the time of its batch.
-        thinking: What stood between <think> and </think>, or after a <think> that never ended.
-        thinking_tokens: Tokens of the thinking, tags included.
-    """
-
-    text: str
-    prompt_tokens: int
-    tokens: int
-    truncated: bool
-    seconds: float
-    thinking: str = ""
-    thinking_tokens: int = 0
-
-
-class Generator(Protocol):
-    """A model, wherever it runs."""
-
-    def describe(self) -> dict[str, Any]:
-        """What a results file says of it: backend, model, dtype, sampling and so on."""
-
-    def batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Which prompts are best answered together: the indices of each batch."""
-
-    def complete(
-        self, prompts: Sequence[Prompt], batches: Sequence[Sequence[int]] | None = None
-    ) -> Iterator[tuple[int, Completion]]:
-        """Go on from prompts.
-
-        Args:
-            prompts: What to go on from.
-            batches: Indices of those that are to be answered, and which of them together: the
-                batch has an effect on the last digits of the logits. If None, all of them, as
-                `batches` puts them together.
-
-        Yields:
-            The index of a prompt and its completion, as they are done, in any order.
-        """
-
-
-def render(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt,
-    *,
-    chat: bool,
-    template_options: Mapping[str, Any] | None = None,
-) -> str:
-    """The text of a prompt as a model gets it, but for the BOS token of plain text.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        prompt: The prompt.
-        chat: Whether the chat template wraps it.
-        template_options: More arguments of the chat template, such as enable_thinking.
-
-    Raises:
-        DataError: The chat template refuses the conversation, or there is none for it.
-    """
-    if chat:
-        template = ChatTemplate(tokenizer, list(prompt.tools) or None, dict(template_options or {}))
-        text = template.render(list(prompt.messages), add_generation_prompt=True)
-    elif len(prompt.messages) == 1 and not prompt.tools:
-        text = str(prompt.messages[0]["content"])
-    else:
-        raise DataError(
-            "a conversation of several messages or with tools needs a chat template; "
-            "use the instruct version of the model"
-        )
-    return text + prompt.answer_prefix
-
-
-def encode(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt,
-    *,
-    chat: bool,
-    template_options: Mapping[str, Any] | None = None,
-) -> list[int]:
-    """Token ids of a prompt, with one BOS where the model has one; see `render`."""
-    text = render(tokenizer, prompt, chat=chat, template_options=template_options)
-    return _tokenise(tokenizer, text, chat)
-
-
-def _tokenise(tokenizer: PreTrainedTokenizerBase, text: str, chat: bool) -> list[int]:
-    # A chat template writes the special tokens itself.
-    ids: list[int] = tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"]
-    return ids
 
 
 @dataclass(frozen=True)
@@ -239,9 +120,9 @@ class LocalGenerator:
         self.batch_size = batch_size
         self.thinking_budget = thinking_budget
         self._sizes = BatchSizes(model, batch_size)
-        self._stop_ids = _stop_ids(model, tokenizer)
-        self._dropped_ids = _special_ids(tokenizer)
-        self._positions = _positions(model)
+        self._stop_ids = stop_ids(model, tokenizer)
+        self._dropped_ids = special_ids(tokenizer)
+        self._positions = most_positions(model)
         self._draws = random.Random(f"{self.sampling.seed}")
         if prefill == "bidirectional":
             _make_bidirectional(model)
@@ -327,7 +208,7 @@ class LocalGenerator:
     def _job(self, number: int, prompt: Prompt) -> _Job:
         options = self.template_options
         text = render(self.tokenizer, prompt, chat=self.chat, template_options=options)
-        ids = _tokenise(self.tokenizer, text, self.chat)
+        ids = tokenise(self.tokenizer, text, self.chat)
         limits = Limits(self._stop_ids, prompt.max_new_tokens, self._tags, self.thinking_budget)
         if not ids:
             raise DataError(f"prompt {number}: it is empty; give the model something to go on from")
@@ -392,16 +273,6 @@ class LocalGenerator:
         return str(self.tokenizer.decode(kept, skip_special_tokens=False))
 
 
-def weights_fingerprint(model: PreTrainedModel) -> str:
-    """Hash of 64 values of every weight: training changes it, a copy to another place does not."""
-    digest = hashlib.sha256()
-    for name, weight in model.state_dict().items():
-        values = weight.flatten()[:: max(1, weight.numel() // 64)]
-        digest.update(f"{name} {tuple(weight.shape)}".encode())
-        digest.update(values.float().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _check_thinking_budget(budget: int, tags: ThinkingTags | None) -> None:
     if budget < 0:
         raise ConfigError(f"--thinking_budget: {budget} is negative")
@@ -431,28 +302,3 @@ def _make_bidirectional(model: PreTrainedModel) -> None:
             f"{type(model).__name__} keeps keyword arguments from its attention, so the mask "
             "cannot reach it; use --prefill causal"
         ) from error
-
-
-def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    of_model = model.generation_config.eos_token_id if model.generation_config else None
-    found = of_model if isinstance(of_model, list) else [of_model]
-    return frozenset(id_ for id_ in [*found, tokenizer.eos_token_id] if id_ is not None)
-
-
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    return frozenset(
-        id_
-        for id_, token in tokenizer.added_tokens_decoder.items()
-        if token.special and token.content not in _KEPT_TAGS
-    )
-
-
-def _positions(model: PreTrainedModel) -> int | None:
-    """Most tokens that the model has positions for; None if there is no end."""
-    config = model.config.get_text_config(decoder=True).to_dict()
-    positions: int | None = config.get("max_position_embeddings")
-    rope = config.get("rope_parameters") or {}
-    if positions is None or rope.get("rope_type") not in ("yarn", "longrope", "dynamic"):
-        return positions
-    original = rope.get("original_max_position_embeddings") or positions
-    return max(positions, int(original * (rope.get("factor") or 1)))

@@ -1,0 +1,55 @@
+"""What the processes of a sandbox use together, as /proc tells it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+
+def exceeds_memory(root_pid: int | None, limit: int) -> bool:
+    """Whether a process and its descendants hold more memory than the limit together."""
+    if root_pid is None:
+        return False
+    pids = _descendants(root_pid)
+    if sum(_resident_bytes(pid) for pid in pids) <= limit:
+        return False
+    # Forks share pages, which the plain sum counts once for each.
+    return sum(_own_share_bytes(pid) for pid in pids) > limit
+
+
+def exceeds_files(root_pid: int | None, limit: int) -> bool:
+    """Whether a private folder holds more files than the limit; empty ones cost memory too."""
+    if root_pid is None:
+        return False
+    for folder in ("tmp", "dev/shm"):
+        with contextlib.suppress(OSError):
+            state = os.statvfs(f"/proc/{root_pid}/root/{folder}")
+            if state.f_files - state.f_ffree > limit:
+                return True
+    return False
+
+
+def _descendants(root_pid: int) -> list[int]:
+    found = [root_pid]
+    for pid in found:
+        with contextlib.suppress(OSError):
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{thread}/children") as file:
+                    found += map(int, file.read().split())
+    return found
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def _own_share_bytes(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/smaps_rollup") as file:
+            return sum(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
+    except OSError:
+        return _resident_bytes(pid)
