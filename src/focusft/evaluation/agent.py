@@ -27,8 +27,8 @@ from focusft.data.multiple_choice import CODE_INTERPRETER, Question
 from focusft.data.rows import Message
 from focusft.errors import ConfigError
 from focusft.evaluation.sandbox import Result, Sandbox, cut_middle, run
-from focusft.evaluation.statistics import wilson_interval
 from focusft.evaluation.tool_calls import BrokenCall, ToolCall, parse_tool_calls
+from focusft.statistics.scores import wilson_interval
 
 
 @dataclass(frozen=True)

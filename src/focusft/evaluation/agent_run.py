@@ -24,7 +24,7 @@ from focusft.evaluation.agent_backend import GeneratorBackend
 from focusft.evaluation.agent_transcripts import transcripts
 from focusft.evaluation.questions import fingerprint
 from focusft.evaluation.settings import check_settings, note_settings
-from focusft.evaluation.statistics import bootstrap_interval
+from focusft.statistics.scores import bootstrap_interval
 
 Mode = Literal["tools", "no_tools"]
 
