@@ -18,9 +18,7 @@ from focusft.study import run as run_module
 from focusft.study.config import load_study
 from focusft.study.launch import OutOfTimeError
 from focusft.study.run import print_plan, run_study
-from tests.study.conftest import SUITE, InProcess
-
-_TIMES = ("seconds",)
+from tests.study.conftest import InProcess
 
 
 def go(path, launch, **options):
@@ -56,9 +54,9 @@ def test_a_grid_runs_and_goes_on_to_the_same_results(write_study, tmp_path, monk
     assert "0 of 5 cells done" in plan(path)
     said = go(path, launch)
     # All arms of the first seed come before the second seed; the base needs no seed.
-    assert [Path(file).stem for file in sorted(Path("results").iterdir(), key=os.path.getmtime)] == [
-        "base-0", "sft-0", "focusft-0", "sft-1", "focusft-1"
-    ]  # fmt: skip
+    written = sorted(Path("results").iterdir(), key=os.path.getmtime)
+    order = ["base-0", "sft-0", "focusft-0", "sft-1", "focusft-1"]
+    assert [file.stem for file in written] == order
     assert len(launch.calls) == 2 + 4 * 3
     assert "[5/5] focusft-1 probe: about 0 min" in said
     cell = read("focusft-0")
@@ -133,6 +131,7 @@ def test_other_settings_are_one_clear_line(write_study, capsys):
     path = write_study(arms={"sft": {"method": "sft"}}, seeds=[0], probe=None)
     go(path, InProcess())
     train = load_study(path).train
+    capsys.readouterr()
     write_study(
         arms={"sft": {"method": "sft"}}, seeds=[0], probe=None, train=train | {"learning_rate": 0.1}
     )
@@ -168,7 +167,7 @@ def test_an_evaluation_that_is_added_runs_alone(write_study):
 
 def test_a_failed_cell_does_not_stop_the_others(write_study):
     path = write_study(arms={"bad": {"max_length": 3}, "sft": {"method": "sft"}}, seeds=[0])
-    with pytest.raises(UserError, match="1 cells failed.*bad-0: what went wrong"):
+    with pytest.raises(UserError, match=r"1 cells failed.*bad-0: what went wrong"):
         go(path, InProcess())
     assert read("sft-0") and not Path("results/bad-0.json").exists()
 
@@ -212,7 +211,9 @@ def test_the_best_value_is_used(write_study, monkeypatch):
         "option": "learning_rate", "values": [1e-5, 1e-3, 1e9], "evaluation": "needle",
         "items_seed": 7, "samples": 1,
     }  # fmt: skip
-    path = write_study(arms={"base": None, "sft": {"method": "sft"}}, seeds=[1], tune=tune, probe=None)
+    path = write_study(
+        arms={"base": None, "sft": {"method": "sft"}}, seeds=[1], tune=tune, probe=None
+    )
     assert "to be chosen first: sft: learning_rate" in plan(path)
     from focusft.study import results
 
