@@ -79,7 +79,7 @@ def test_a_whole_grid(tmp_path):
     assert babilong.verdict == "goal reached"
     assert found["RULER CWE", "focusft"].here.split(" at ")[1].startswith("2k")
     sink = found["sink mass in training", "focusft"]
-    assert sink.here.startswith("1000.00 times") and sink.verdict == "one seed: no interval"
+    assert sink.here.startswith("1000.00 times") and sink.verdict == "goal reached"
     engagement = found["context engagement", "focusft"]
     assert engagement.here.startswith("1.19 times (bidirectional over causal)")
     assert engagement.verdict == "better than SFT, below the goal"
@@ -97,7 +97,9 @@ def test_partial_grids(tmp_path):
         tmp_path / "two", cell("sft", 0, SFT), cell("focusft", 0, BETTER), cell("focusft", 1, SFT)
     )
     assert "| focusft | babilong | 2 |" in study_page([two])["study_results.md"]
-    assert "1 seeds" in claims(two)[0].here
+    found = {claim.paper.split(":")[0]: claim for claim in claims(two)}
+    assert "1 seeds" in found["BABILong"].here
+    assert found["sink mass in training"].verdict == "one seed: no interval"
     base = write(tmp_path / "base", cell("base", 0, SFT))
     assert "base (untrained)" in study_page([base])["study_results.md"]
 

@@ -226,7 +226,7 @@ def _evaluations(value: Any, common: Sequence[Evaluation], where: str) -> tuple[
             raise ConfigError(f"{place}: suite: {options['suite']!r} is none of babilong, ruler")
         # Items must not follow a default that a later version may change.
         options.setdefault("seed", 42)
-        _check_command(["eval", "MODEL", *command_words(options), "--out", "OUT"], place)
+        _check_command("eval", options, place)
         found.append(Evaluation(name, options))
     return tuple(found)
 
@@ -239,7 +239,7 @@ def _probe(value: Any, path: Path) -> dict[str, Any] | None:
     _refuse(options, _OWN_COMMAND_OPTIONS, where)
     if "data" not in options:
         raise ConfigError(f"{where}: data: missing; name a file of conversations")
-    _check_command(["probe", "MODEL", *command_words(options), "--out", "OUT"], where)
+    _check_command("probe", options, where)
     return options
 
 
@@ -298,9 +298,7 @@ def _validation(
                 "choose the options; use another"
             )
         found.append(Evaluation(name, by_name[name].options | changes | {"seed": seed}))
-        place = f"{where}: {name}"
-        words = command_words(found[-1].options)
-        _check_command(["eval", "MODEL", *words, "--out", "OUT"], place)
+        _check_command("eval", found[-1].options, f"{where}: {name}")
     return tuple(found)
 
 
@@ -321,14 +319,19 @@ def _refuse(options: Iterable[str], names: Sequence[str], where: str) -> None:
             raise ConfigError(f"{where}: {name}: the study sets it itself; leave it out")
 
 
-def _check_command(words: Sequence[str], where: str) -> None:
+def _check_command(command: str, options: Mapping[str, Any], where: str) -> None:
     """Let the command's own parser look at its options."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            _, rest = make_parser().parse_known_args(words)
+            parsed, _ = make_parser().parse_known_args(
+                [command, "MODEL", *command_words(options), "--out", "OUT"]
+            )
     except SystemExit:
         problem = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
         raise ConfigError(f"{where}: {problem}") from None
-    if rest:
-        raise ConfigError(f"{where}: unknown option {rest[0]!r}; see 'focusft {words[0]} --help'")
+    for name in options:
+        # The parser takes abbreviations; two spellings of one option would be two settings.
+        if name not in vars(parsed):
+            otherwise = f"see 'focusft {command} --help'"
+            raise ConfigError(f"{where}: {unknown_option(name, vars(parsed), otherwise)}")

@@ -154,11 +154,11 @@ class _Runner:
                 raise OutOfTimeError
             estimates = Estimates.of(self._study)
             rest = [estimates.of_stages(other.arm, _left(other)) for other in (cell, *later)]
-            known = sum(seconds or 0 for seconds in rest)
+            known = [seconds for seconds in rest if seconds is not None]
             self.say(
                 f"{time.strftime('%H:%M')} {head} {stage.name}: about "
                 f"{duration(estimates.of_stages(cell.arm, [stage]))}; the study: about "
-                f"{duration(known or None)}; log: {stage.log}"
+                f"{duration(sum(known) if known else None)}; log: {stage.log}"
             )
             note_settings(stage)
             if stage.train_options is not None:
