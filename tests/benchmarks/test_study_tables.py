@@ -7,6 +7,7 @@ import re
 import pytest
 
 from benchmarks.study_cells import read_cells
+from benchmarks.study_check import differing
 from benchmarks.study_claims import claims, verdict
 from benchmarks.study_tables import study_page
 
@@ -135,3 +136,17 @@ def test_an_evaluation_of_one_arm_is_set_beside_the_baseline_on_the_same_items(t
 )
 def test_verdicts(figures, said):
     assert verdict(*figures, goal=14, nothing=0) == said
+
+
+def test_a_rerun_is_compared_with_the_stored_cell():
+    stored = cell("sft", 0, SFT)
+    assert differing(stored, cell("sft", 0, SFT)) == []
+    assert differing(stored, cell("sft", 0, SFT, prompts="other")) == [
+        "babilong: other items, or none"
+    ]
+    changed = cell("sft", 0, SFT)
+    changed["evaluations"]["babilong"]["scores"]["cwe"]["512"][3] = 0.5
+    changed["train"]["log"][-1] = {"loss": 1.5}
+    found = differing(stored, changed)
+    assert found[0].startswith("babilong, cwe, 512: 1 of 60 items differ, mean 0.")
+    assert found[1] == "training losses differ: [1.0] and [1.5] at the end"

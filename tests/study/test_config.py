@@ -75,7 +75,7 @@ def test_training_options_from_a_file(write_study):
         ({"evaluations": []}, "evaluations: none is given"),
         ({"evaluations": [{"name": "x"}]}, "evaluations: x: suite: missing"),
         ({"evaluations": [{"name": "x", "suite": "agent"}]}, "x: suite: 'agent' is none of"),
-        ({"evaluations": [{"name": "x", **SUITE, "sample": 1}]}, "x: unknown option 'sample'; did you"),
+        ({"evaluations": [{"name": "x", **SUITE, "sample": 1}]}, "x: unknown option 'sample'; did"),
         ({"evaluations": [{"name": "x", **SUITE, "samples": "a"}]}, "x: argument --samples: inv"),
         ({"evaluations": [{"name": "x", **SUITE, "out": "y"}]}, "x: out: the study sets it itself"),
         ({"evaluations": [{"name": "x", **SUITE}] * 2}, "x: the name is there twice"),

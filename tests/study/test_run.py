@@ -211,7 +211,7 @@ def test_two_studies_do_not_work_in_one_folder(write_study):
 def test_the_best_value_is_used(write_study, monkeypatch):
     tune = {
         "option": "learning_rate", "values": [1e-5, 1e-3, 1e9], "evaluation": "needle",
-        "items_seed": 7, "samples": 1,
+        "items_seed": 7, "samples": 1, "train": {"max_steps": 2},
     }  # fmt: skip
     path = write_study(
         arms={"base": None, "sft": {"method": "sft"}}, seeds=[1], tune=tune, probe=None
@@ -234,8 +234,11 @@ def test_the_best_value_is_used(write_study, monkeypatch):
     assert chosen["chosen"] == 1e-3
     assert read("sft-1")["settings"]["train"]["resolved"]["learning_rate"] == 1e-3
     assert read("sft-1")["tuned"] == {"learning_rate": 1e-3}
-    candidate = read("tuning/sft-learning_rate-0.001")["settings"]["needle"]["given"]
-    assert (candidate["seed"], candidate["samples"]) == (7, 1)
+    assert "max_steps" not in read("sft-1")["settings"]["train"]["given"]
+    candidate = read("tuning/sft-learning_rate-0.001")["settings"]
+    assert candidate["train"]["given"]["max_steps"] == 2
+    items = candidate["needle"]["given"]
+    assert (items["seed"], items["samples"]) == (7, 1)
     launch = InProcess()
     go(path, launch)
     assert launch.calls == []

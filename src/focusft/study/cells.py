@@ -144,7 +144,7 @@ def candidate_cells(
     for value in tuning.values:
         for name in tuning.arms:
             if name in only:
-                options = tuned.get(name, {}) | {tuning.option: value}
+                options = tuned.get(name, {}) | tuning.train | {tuning.option: value}
                 label = f"{name}-{tuning.option}-{value}"
                 yield _cell(
                     study, study.arm(name), tuning.seed, tuning.evaluations, options, label, value

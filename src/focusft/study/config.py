@@ -19,7 +19,7 @@ _KEYS = (
 )  # fmt: skip
 _REQUIRED = ("name", "model", "out", "results", "seeds", "arms", "evaluations")
 _TUNE_KEYS = (
-    "option", "values", "arms", "evaluation", "items_seed", "samples", "lengths", "seed",
+    "option", "values", "arms", "evaluation", "items_seed", "samples", "lengths", "seed", "train",
 )  # fmt: skip
 # The study sets these itself, for every cell.
 _OWN_TRAIN_OPTIONS = (
@@ -70,6 +70,7 @@ class Tuning:
         arms: For which arms.
         evaluations: On items of another seed than those of all evaluations.
         seed: Training seed.
+        train: Training options of the search alone, such as fewer steps.
     """
 
     option: str
@@ -77,6 +78,7 @@ class Tuning:
     arms: tuple[str, ...]
     evaluations: tuple[Evaluation, ...]
     seed: int
+    train: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -267,14 +269,16 @@ def _tunings(
         for name in chosen:
             if name not in trained:
                 raise ConfigError(f"{where}: arms: {name!r} is none of {', '.join(trained)}")
-        _refuse({options["option"]: None}, _OWN_TRAIN_OPTIONS, f"{where}: option")
+        train = _mapping(options.get("train", {}), f"{where}: train")
+        _refuse([options["option"], *train], _OWN_TRAIN_OPTIONS, where)
         tunings.append(
             Tuning(
                 option=options["option"],
                 values=tuple(values),
                 arms=tuple(chosen),
                 evaluations=_validation(options, evaluations, where),
-                seed=int(options.get("seed", 0)),
+                seed=_seeds(options.get("seed", 0), path)[0],
+                train=train,
             )
         )
     return tuple(tunings)
