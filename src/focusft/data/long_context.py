@@ -37,9 +37,10 @@ TASKS = (*synthetic.TASKS, *LIST_TASKS)
 
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_COMMON_WORDS = (3, 6)
+_COMMON_WORDS = (3, 10)
 _COMMON_REPEATS = (3, 6)
 _CHAIN_VARIABLES = (2, 5)
+_MAX_DRAWS = 1000
 _HEAD = {
     "cwe": "The list below holds some words more often than the others. Find them.",
     "vt": "The text below assigns values to variables. Follow them and answer the question.",
@@ -95,12 +96,21 @@ def make_long_context(
             )
         rows: dict[str, dict[str, Any]] = {}
         rng = random.Random(f"{name}/{split}/{seed}")
+        draws = 0
         while len(rows) < number:
+            draws += 1
+            if draws > _MAX_DRAWS:
+                raise ConfigError(
+                    f"context_tokens: {context_tokens} is too small for {number} different "
+                    f"conversations of {name} (found {len(rows)}); raise it"
+                )
             tokens = draw_tokens(context_tokens, min_context_tokens, rng)
             style = draw_style(answer_style, rng)
             draft = _common_words if name == "cwe" else _variables
             row = draft(split, tokens, style, rng, count_tokens)
-            rows[row["messages"][0]["content"]] = row
+            if row is not None and row["messages"][0]["content"] not in rows:
+                rows[row["messages"][0]["content"]] = row
+                draws = 0
         return list(rows.values())
 
     if task != MIXED:
@@ -133,24 +143,28 @@ def _common_words(
     style: AnswerStyle,
     rng: random.Random,
     count_tokens: Callable[[str], int],
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
+    """A list of words; None where the common ones do not fit."""
     words = made_up_words(split, rng)
     common = {
         next(words): rng.randint(*_COMMON_REPEATS) for _ in range(rng.randint(*_COMMON_WORDS))
     }
     listed = [word for word, repeats in common.items() for _ in range(repeats)]
     if count_tokens(_listing(listed)) > tokens:
-        raise ConfigError(
-            f"context_tokens: {tokens} is too small for the words of cwe, "
-            f"{count_tokens(_listing(listed))} tokens; raise it"
-        )
-    # Other words stand once. Sizes do not add up exactly: add them by halves of what is left.
+        return None
+    # Other words stand once. Their sizes do not add up exactly: they are added a few at a time.
     while (left := tokens - count_tokens(_listing(listed))) > 0:
         more = [next(words) for _ in range(max(1, left // 16))]
         if count_tokens(_listing(listed + more)) > tokens:
             break
         listed += more
     rng.shuffle(listed)
+    # Another order may have a few tokens more.
+    while count_tokens(_listing(listed)) > tokens:
+        others = [word for word in listed if word not in common]
+        if not others:
+            return None
+        listed.remove(others[-1])
     answer_words = [word for word in dict.fromkeys(listed) if word in common]
     entries = [f"{number}. {word}" for number, word in enumerate(listed, 1)]
     question = f"Which {len(common)} words stand in the list most often?"
@@ -178,7 +192,8 @@ def _variables(
     style: AnswerStyle,
     rng: random.Random,
     count_tokens: Callable[[str], int],
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
+    """Assignments in prose; None where they do not fit."""
     names = _variable_names(split, rng)
     chains = [[next(names) for _ in range(rng.randint(*_CHAIN_VARIABLES))]]
     if rng.random() < 0.5:
@@ -190,10 +205,7 @@ def _variables(
     while any(waiting):
         facts.append(rng.choice([chain for chain in waiting if chain]).pop(0))
     if count_tokens(" ".join(facts)) > tokens:
-        raise ConfigError(
-            f"context_tokens: {tokens} is too small for the variables of vt, "
-            f"{count_tokens(' '.join(facts))} tokens; raise it"
-        )
+        return None
     sentences = fill_context(
         facts,
         background_sentences(split),

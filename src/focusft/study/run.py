@@ -183,7 +183,9 @@ def _search(study: Study, arms: tuple[str, ...], runner: _Runner) -> Choices:
         runner.report_failures()
     choices = choose(study, arms, study.tunings)
     if study.tunings:
-        write_choices(study, choices)
+        # Those of other arms as well: they may have been made by another call.
+        everything = tuple(arm.name for arm in study.arms)
+        write_choices(study, choose(study, everything, study.tunings))
     for line in choices.lines():
         runner.say(line)
     return choices
