@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from focusft.cli import _parser
+from focusft.cli import make_parser
 from focusft.training.config import TrainConfig, load_train_config
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
@@ -59,7 +59,7 @@ def test_command_lines_parse(page, line):
     line = re.sub(r"\$\w+", "1", re.sub(r"\[[^\]]*\]", "", line))
     words = shlex.split(line, comments=True)[1:]
     try:
-        options, rest = _parser().parse_known_args(words)
+        options, rest = make_parser().parse_known_args(words)
     except SystemExit:
         pytest.fail(f"{page.name}: {line}")
     assert not rest or options.command in COMMANDS, f"{page.name}: unknown {rest}"
@@ -71,7 +71,7 @@ def test_command_lines_parse(page, line):
 @pytest.mark.parametrize(("page", "line"), every(mentions))
 def test_mentioned_commands_and_options_exist(page, line):
     words = line.split()[1:]
-    parser, is_training = _parser(), words[0] in COMMANDS
+    parser, is_training = make_parser(), words[0] in COMMANDS
     while parser._subparsers is not None and words:
         subcommands = parser._subparsers._group_actions[0].choices
         assert words[0] in subcommands, f"{page.name}: {line}"

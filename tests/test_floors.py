@@ -9,6 +9,7 @@ PACKAGE = "focusft"
 SOURCE = Path(__file__).resolve().parents[1] / "src" / PACKAGE
 FLOORS = {
     "errors": -1,
+    "statistics": -1,
     "method": 0,
     "data": 1,
     "analysis": 1,

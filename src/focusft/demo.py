@@ -30,7 +30,7 @@ from focusft.data import ConversationCollator, prepare_dataset
 from focusft.data.marked import MarkedSet, read_marked
 from focusft.data.synthetic import LOCATIONS, Split, make_conversations
 from focusft.evaluation.generation import LocalGenerator, Prompt
-from focusft.evaluation.statistics import wilson_interval
+from focusft.statistics.scores import wilson_interval
 from focusft.training.config import FocuSFTConfig
 from focusft.training.models import load_model, load_tokenizer
 from focusft.training.probe_results import MASKS, Measured, probe_results

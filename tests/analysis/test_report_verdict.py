@@ -7,10 +7,10 @@ import pytest
 
 from focusft.analysis.report.claims import check_claims
 from focusft.analysis.report.comparison import compare_suites
-from focusft.analysis.report.differences import Question, difference
 from focusft.analysis.report.numbers import TIMES
 from focusft.analysis.report.reading import read_runs
 from focusft.analysis.report.verdict import judge
+from focusft.statistics.paired import Question, difference
 from tests.analysis import report_runs
 
 

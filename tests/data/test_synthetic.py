@@ -248,6 +248,27 @@ def test_sentence_style_names_the_answer_once():
             assert found - asked == {row["meta"]["answer"]}
 
 
+def test_reasoning_gives_the_facts_and_one_answer():
+    for task in TASKS:
+        for row in make_conversations(
+            task,
+            count=20,
+            context_tokens=300,
+            seed=0,
+            count_tokens=count_words,
+            answer_style="reasoning",
+        ):
+            reply, meta = row["messages"][1]["content"], row["meta"]
+            *facts, conclusion = reply.split("; ")
+            assert [f"{fact}." for fact in facts] == meta["needles"]
+            assert conclusion.startswith("so ") and meta["answer"] in conclusion
+            # BABILong's rule: one sentence, and no other place that is not in the question.
+            assert reply.count(".") == 1
+            asked = {place for place in LOCATIONS if place in meta["question"]}
+            named = {place for place in LOCATIONS if place in reply}
+            assert named - asked == {meta["answer"]}
+
+
 def test_long_context_gets_the_full_prompt_and_long_prose_repeats():
     (row,) = make_conversations(
         split="held_out", count=1, context_tokens=20_000, seed=0, count_tokens=count_words
@@ -265,6 +286,14 @@ def test_examples_in_the_prompt_are_right(task):
     assert len(examples) == 2
     for story, question, answer in examples:
         assert solve(story, question) == answer
+    reasoned = build_prompt(task, "C", "Q?", full=True, answer_style="reasoning")
+    for (story, question, label), reply in zip(
+        examples, re.findall("Answer: (.+)", reasoned), strict=True
+    ):
+        *facts, conclusion = reply.split("; ")
+        assert all(f"{fact}." in story for fact in facts)
+        assert solve(" ".join(f"{fact}." for fact in facts), question) == label
+        assert label in conclusion
     assert prompt.endswith("\n\n<context>\nC\n</context>\n\nQuestion: Q?")
 
 

@@ -16,8 +16,8 @@ from focusft.evaluation.babilong import labels_of
 from focusft.evaluation.generation import Completion, LocalGenerator, Prompt, local
 from focusft.evaluation.haystack import Draft
 from focusft.evaluation.items import ItemSet
-from focusft.evaluation.statistics import wilson_interval
 from focusft.evaluation.worlds import TASKS as BABI_TASKS
+from focusft.statistics.scores import wilson_interval
 from tests.evaluation.scripted import Scripted, answers_by, make_once, perfect, run
 from tests.tiny_models import tiny_model, tiny_tokenizer
 

@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from focusft.cli import chat, data, demo, evaluate, probe, report, train
+from focusft.cli import chat, data, demo, evaluate, probe, report, study, train
 from focusft.errors import RunInterrupted, UserError
 
 
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 on success, 2 for an error that the user can mend, 130 when interrupted, 143 when
         terminated.
     """
-    parser = _parser()
+    parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command not in ("train", "plan"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -37,12 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="focusft", description="Fine-tune language models against attention dilution."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     # Each module imports what its command needs when it runs, so that --help answers at once.
-    for module in (demo, train, evaluate, probe, report, chat, data):
+    for module in (demo, train, evaluate, probe, report, study, chat, data):
         module.add_to(commands)
     return parser

@@ -22,13 +22,18 @@ def add_to(commands: Any) -> None:
         commands, "make", "generate questions about facts hidden in prose, or tool use"
     )
     make.add_argument("--out", type=Path, required=True, help="JSONL file to write")
-    make.add_argument("--task", default="qa1", help="qa1, qa2, qa3, or tools")
+    make.add_argument(
+        "--task", default="qa1", help="qa1, qa2, qa3, cwe, vt, mixed (as many of each), or tools"
+    )
     make.add_argument("--split", default="train", help="train or held_out; they share nothing")
     make.add_argument("--count", type=int, default=1000, help="number of conversations")
+    make.add_argument("--context_tokens", type=int, default=512, help="length of the text")
     make.add_argument(
-        "--context_tokens", type=int, default=512, help="length of the text of qa1 to qa3"
+        "--min_context_tokens", type=int, help="draw each length between this and context_tokens"
     )
-    make.add_argument("--answer_style", default="short", help="short or sentence, for qa1 to qa3")
+    make.add_argument(
+        "--answer_style", default="short", help="short, sentence, reasoning, or mixed"
+    )
     make.add_argument("--seed", type=int, default=1234, help="seed of the whole set")
     make.add_argument("--model", default="smollm2", help="model whose tokenizer counts")
     tools = make.add_argument_group("options of --task tools")
@@ -71,7 +76,7 @@ def add_to(commands: Any) -> None:
 
 
 def _data_make(options: argparse.Namespace, _: list[str]) -> None:
-    from focusft.data.synthetic import make_conversations
+    from focusft.data.long_context import make_long_context
     from focusft.training.models import load_tokenizer
 
     if not options.out.parent.is_dir():
@@ -84,7 +89,7 @@ def _data_make(options: argparse.Namespace, _: list[str]) -> None:
     if options.task == "tools":
         rows = _tool_conversations(options, count_tokens)
     else:
-        rows = make_conversations(
+        rows = make_long_context(
             options.task,
             split=options.split,
             count=options.count,
@@ -92,6 +97,7 @@ def _data_make(options: argparse.Namespace, _: list[str]) -> None:
             seed=options.seed,
             count_tokens=count_tokens,
             answer_style=options.answer_style,
+            min_context_tokens=options.min_context_tokens,
         )
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     options.out.write_text(lines, encoding="utf-8")

@@ -12,7 +12,7 @@ the arguments.
 
 import random
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
@@ -48,9 +48,11 @@ __all__ = [
     "world_split",
 ]
 
-AnswerStyle = Literal["short", "sentence"]
+AnswerStyle = Literal["short", "sentence", "reasoning", "mixed"]
 
 TASKS = ("qa1", "qa2", "qa3")
+# What "mixed" draws from, evenly.
+ANSWER_STYLES: tuple[AnswerStyle, ...] = ("short", "sentence", "reasoning")
 
 # From this many context tokens on, the prompt explains the task with examples as BABILong does;
 # below, the explanation would outweigh the context.
@@ -68,6 +70,7 @@ def make_conversations(
     seed: int,
     count_tokens: Callable[[str], int],
     answer_style: AnswerStyle = "short",
+    min_context_tokens: int | None = None,
 ) -> list[dict[str, Any]]:
     """Make conversations with one question about facts hidden in background prose.
 
@@ -81,7 +84,10 @@ def make_conversations(
         seed: seed of the whole set.
         count_tokens: number of tokens of a text, without special tokens.
         answer_style: `short` answers with the label alone ("kitchen"), `sentence` with a sentence
-            ("Mary is in the kitchen.").
+            ("Mary is in the kitchen."), `reasoning` with one that gives the facts first ("Mary
+            went to the kitchen; so Mary is in the kitchen."), `mixed` with any of these.
+        min_context_tokens: draw the size of each context between this and context_tokens; None
+            gives all of them context_tokens.
 
     Returns:
         One row per conversation: `messages` with a user and an assistant turn, and `meta` with
@@ -94,12 +100,7 @@ def make_conversations(
     """
     if task not in TASKS:
         raise ConfigError(f"task: '{task}' is none of {', '.join(TASKS)}")
-    if split not in SPLITS:
-        raise ConfigError(f"split: '{split}' is none of {', '.join(SPLITS)}")
-    if answer_style not in ("short", "sentence"):
-        raise ConfigError(f"answer_style: '{answer_style}' is none of short, sentence")
-    if count < 1:
-        raise ConfigError(f"count: {count} is less than 1; ask for at least one conversation")
+    check_options(split, answer_style, count, context_tokens, min_context_tokens)
     rng = random.Random(f"{task}/{split}/{seed}")  # a string seeds the same in every process
     prose = background_sentences(split)
     sizes: dict[str, int] = {}
@@ -124,13 +125,51 @@ def make_conversations(
         facts = " ".join(fact.text for fact in world.facts)
         if world_split(world) != split or key in seen or count_tokens(facts) > context_tokens:
             continue
+        tokens = draw_tokens(context_tokens, min_context_tokens, rng)
+        if min_context_tokens is not None and count_tokens(facts) > tokens:
+            continue
         draws = 0
         seen.add(key)
-        sentences = _fill(world, prose, context_tokens, rng, size, count_tokens)
-        rows.append(
-            _conversation(task, split, world, sentences, context_tokens, count_tokens, answer_style)
+        style = draw_style(answer_style, rng)
+        sentences = fill_context(
+            [fact.text for fact in world.facts], prose, tokens, rng, size, count_tokens
         )
+        rows.append(_conversation(task, split, world, sentences, tokens, count_tokens, style))
     return rows
+
+
+def check_options(
+    split: str, answer_style: str, count: int, context_tokens: int, min_context_tokens: int | None
+) -> None:
+    """Check what all tasks share.
+
+    Raises:
+        ConfigError: An argument has no such value.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"split: '{split}' is none of {', '.join(SPLITS)}")
+    if answer_style not in (*ANSWER_STYLES, "mixed"):
+        styles = ", ".join((*ANSWER_STYLES, "mixed"))
+        raise ConfigError(f"answer_style: '{answer_style}' is none of {styles}")
+    if count < 1:
+        raise ConfigError(f"count: {count} is less than 1; ask for at least one conversation")
+    if min_context_tokens is not None and not 0 < min_context_tokens <= context_tokens:
+        raise ConfigError(
+            f"min_context_tokens: {min_context_tokens} is not between 1 and context_tokens, "
+            f"{context_tokens}"
+        )
+
+
+def draw_tokens(context_tokens: int, min_context_tokens: int | None, rng: random.Random) -> int:
+    """The size of a context."""
+    if min_context_tokens is None:
+        return context_tokens
+    return rng.randint(min_context_tokens, context_tokens)
+
+
+def draw_style(answer_style: AnswerStyle, rng: random.Random) -> AnswerStyle:
+    """The style of an answer."""
+    return rng.choice(ANSWER_STYLES) if answer_style == "mixed" else answer_style
 
 
 def build_prompt(
@@ -151,8 +190,8 @@ def build_prompt(
     else:
         examples = "\n\n".join(
             f"<example>\n{story}\nQuestion: {asked}\n"
-            f"Answer: {label if answer_style == 'short' else sentence}\n</example>"
-            for story, asked, label, sentence in texts.examples
+            f"Answer: {_answer(answer_style, label, sentence, reasons)}\n</example>"
+            for story, asked, label, sentence, reasons in texts.examples
         )
         head = f"{texts.instruction}\n\n{examples}\n\n{_POST_PROMPT[answer_style]}"
     return f"{head}\n\n<context>\n{context}\n</context>\n\nQuestion: {question}"
@@ -162,12 +201,16 @@ def build_prompt(
 class _TaskTexts:
     short: str
     instruction: str
-    examples: tuple[tuple[str, str, str, str], ...]  # story, question, label, sentence
+    # Story, question, label, sentence, and the statements that it follows from.
+    examples: tuple[tuple[str, str, str, str, tuple[str, ...]], ...]
 
 
 _POST_PROMPT = {
     "short": "Answer with the name of the place only.",
     "sentence": "Answer with one short sentence that names the place.",
+    "reasoning": (
+        "Answer with one sentence: first the facts that matter, in their order, then the place."
+    ),
 }
 _PROMPTS = {
     "qa1": _TaskTexts(
@@ -182,6 +225,7 @@ _PROMPTS = {
                 "Where is Daniel?",
                 "garden",
                 "Daniel is in the garden.",
+                ("Daniel went to the garden.",),
             ),
             (
                 "Sandra moved to the kitchen. John went to the bedroom. "
@@ -189,6 +233,7 @@ _PROMPTS = {
                 "Where is Sandra?",
                 "hallway",
                 "Sandra is in the hallway.",
+                ("Sandra journeyed to the hallway.",),
             ),
         ),
     ),
@@ -206,6 +251,7 @@ _PROMPTS = {
                 "Where is the milk?",
                 "office",
                 "The milk is in the office.",
+                ("Mary took the milk.", "Mary travelled to the office."),
             ),
             (
                 "Daniel grabbed the apple. Sandra went to the hallway. "
@@ -213,6 +259,7 @@ _PROMPTS = {
                 "Where is the apple?",
                 "bathroom",
                 "The apple is in the bathroom.",
+                ("Daniel grabbed the apple.", "Daniel journeyed to the bathroom."),
             ),
         ),
     ),
@@ -230,6 +277,11 @@ _PROMPTS = {
                 "Where was the football before the garden?",
                 "kitchen",
                 "The football was in the kitchen before the garden.",
+                (
+                    "John got the football.",
+                    "John moved to the kitchen.",
+                    "John went to the garden.",
+                ),
             ),
             (
                 "Mary picked up the milk. Mary travelled to the office. Daniel went to the "
@@ -237,6 +289,11 @@ _PROMPTS = {
                 "Where was the milk before the bathroom?",
                 "office",
                 "The milk was in the office before the bathroom.",
+                (
+                    "Mary picked up the milk.",
+                    "Mary travelled to the office.",
+                    "Mary moved to the bathroom.",
+                ),
             ),
         ),
     ),
@@ -246,16 +303,27 @@ _PROMPTS = {
 # --- context ------------------------------------------------------------------------------------
 
 
-def _fill(
-    world: World,
+def fill_context(
+    facts: list[str],
     prose: tuple[str, ...],
     context_tokens: int,
     rng: random.Random,
     size: Callable[[str], int],
     count_tokens: Callable[[str], int],
 ) -> list[tuple[str, int | None]]:
-    """Sentences of the context in order, each with its index in world.facts or None."""
-    facts = [fact.text for fact in world.facts]
+    """Hide facts in prose.
+
+    Args:
+        facts: Sentences that keep their order.
+        prose: Sentences of the background.
+        context_tokens: Most tokens of the context.
+        rng: Source of every choice.
+        size: Tokens of a sentence within a text.
+        count_tokens: Tokens of a text.
+
+    Returns:
+        Sentences of the context in order, each with its index in facts or None.
+    """
     used = sum(size(fact) for fact in facts)
     start = rng.randrange(len(prose))
     background: list[str] = []
@@ -308,14 +376,9 @@ def _conversation(
         full=context_tokens >= FULL_PROMPT_TOKENS,
         answer_style=answer_style,
     )
-    offset = prompt.index("<context>\n") + len("<context>\n")
-    starts = [0, *accumulate(len(text) + 1 for text, _ in sentences)]
-    spans = [
-        [offset + start, offset + start + len(text)]
-        for start, (text, index) in zip(starts, sentences, strict=False)
-        if index in world.support
-    ]
-    answer = world.answer if answer_style == "short" else world.sentence
+    spans = needle_spans(prompt, sentences, world.support)
+    reasons = tuple(world.facts[index].text for index in world.support)
+    answer = _answer(answer_style, world.answer, world.sentence, reasons)
     return {
         "messages": [
             {"role": "user", "content": prompt},
@@ -332,3 +395,32 @@ def _conversation(
             "context_tokens": count_tokens(context),
         },
     }
+
+
+def needle_spans(
+    prompt: str, sentences: Sequence[tuple[str, int | None]], support: Sequence[int]
+) -> list[list[int]]:
+    """Where supporting facts stand in a prompt: [start, end) of each."""
+    opening = "<context>\n"
+    offset = prompt.rindex(opening) + len(opening)
+    starts = [0, *accumulate(len(text) + 1 for text, _ in sentences)]
+    return [
+        [offset + start, offset + start + len(text)]
+        for start, (text, index) in zip(starts, sentences, strict=False)
+        if index in support
+    ]
+
+
+def _answer(style: AnswerStyle, label: str, sentence: str, reasons: tuple[str, ...]) -> str:
+    if style == "short":
+        return label
+    if style == "sentence":
+        return sentence
+    # One sentence: BABILong's score looks at the first one.
+    return f"{'; '.join(reason.rstrip('.') for reason in reasons)}; so {_lowered(sentence)}"
+
+
+def _lowered(sentence: str) -> str:
+    """Within a sentence: names of people keep their capital."""
+    first = sentence.split(" ", 1)[0]
+    return sentence if first in ACTORS else sentence[0].lower() + sentence[1:]

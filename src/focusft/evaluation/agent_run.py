@@ -23,7 +23,7 @@ from focusft.evaluation.agent_transcripts import transcripts
 from focusft.evaluation.questions import fingerprint
 from focusft.evaluation.run_files import finished_lines, json_line, replace_file, write_results
 from focusft.evaluation.settings import check_settings, note_settings
-from focusft.evaluation.statistics import bootstrap_interval
+from focusft.statistics.scores import bootstrap_interval
 
 Mode = Literal["tools", "no_tools"]
 

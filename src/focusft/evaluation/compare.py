@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from rich.table import Table
@@ -17,7 +16,7 @@ from focusft.evaluation.items import length_name
 from focusft.evaluation.run import ITEMS_FILE
 from focusft.evaluation.run_files import RESULTS_FILE
 from focusft.evaluation.settings import differences
-from focusft.evaluation.statistics import bootstrap_interval, mean_of_means
+from focusft.statistics.paired import Question, difference
 
 # What a manifest says of the items after they are made.
 _MADE = ("prompts_sha256", "cells")
@@ -25,28 +24,25 @@ _MADE = ("prompts_sha256", "cells")
 
 @dataclass(frozen=True)
 class _Row:
-    """The part of an item's line that a comparison needs.
+    """The part of an item's line that a comparison needs."""
 
-    Attributes:
-        number: The same at another length is the same story, or the same needles.
-        content: Hash of prompt and references.
-    """
-
-    task: str
-    length: str
-    number: str
-    content: str
+    question: Question
     score: float
     lenient: float | None
 
 
 @dataclass(frozen=True)
 class _Pair:
-    task: str
-    length: str
-    number: str
-    difference: float
-    lenient: float | None
+    row: _Row
+    baseline: _Row
+
+    @property
+    def task(self) -> str:
+        return self.row.question.task
+
+    @property
+    def length(self) -> str:
+        return self.row.question.length
 
 
 def compare_runs(run: Path, baseline: Path) -> dict[str, Any]:
@@ -114,25 +110,31 @@ def _shown(figures: dict[str, Any]) -> str:
 
 def _figures(pairs: Iterable[_Pair]) -> dict[str, Any]:
     pairs = list(pairs)
-    figures = _of_rule([(pair, pair.difference) for pair in pairs]) | {"n": len(pairs)}
-    lenient = [(pair, pair.lenient) for pair in pairs if pair.lenient is not None]
+    figures = _of_rule([(p.row.question, p.row.score, p.baseline.score) for p in pairs])
+    figures["n"] = len(pairs)
+    lenient = [
+        (pair.row.question, pair.row.lenient, pair.baseline.lenient or 0.0)
+        for pair in pairs
+        if pair.row.lenient is not None
+    ]
     if lenient:
         figures |= {f"{name}_lenient": value for name, value in _of_rule(lenient).items()}
     return figures
 
 
-def _of_rule(differences: list[tuple[_Pair, float]]) -> dict[str, Any]:
-    by_item: dict[str, dict[str, list[float]]] = {}
-    for pair, difference in differences:
-        by_item.setdefault(pair.task, {}).setdefault(pair.number, []).append(difference)
-    groups = [[fmean(lengths) for lengths in items.values()] for items in by_item.values()]
-    low, high = bootstrap_interval(groups)
+def _of_rule(scores: list[tuple[Question, float, float]]) -> dict[str, Any]:
+    found = difference(
+        [{question: score for question, score, _ in scores}],
+        [{question: baseline for question, _, baseline in scores}],
+    )
+    assert found is not None  # both have every question
     return {
-        "difference": mean_of_means(groups),
-        "low": low,
-        "high": high,
-        "better": sum(difference > 0 for _, difference in differences),
-        "worse": sum(difference < 0 for _, difference in differences),
+        "difference": found.mean,
+        # Nothing varies: the interval has no width.
+        "low": found.mean if found.low is None else found.low,
+        "high": found.mean if found.high is None else found.high,
+        "better": sum(score > baseline for _, score, baseline in scores),
+        "worse": sum(score < baseline for _, score, baseline in scores),
     }
 
 
@@ -151,23 +153,14 @@ def _paired(run: Path, baseline: Path) -> list[_Pair]:
             f"--compare: {baseline} has not the items of {run}: {problem}; "
             "run both with the same options"
         )
-    return [
-        _Pair(
-            row.task,
-            row.length,
-            row.number,
-            row.score - other_rows[name].score,
-            None if row.lenient is None else row.lenient - (other_rows[name].lenient or 0.0),
-        )
-        for name, row in rows.items()
-    ]
+    return [_Pair(row, other_rows[name]) for name, row in rows.items()]
 
 
 def _mismatch(rows: dict[str, _Row], others: dict[str, _Row]) -> str:
     for name in dict.fromkeys([*rows, *others]):
         if name not in rows or name not in others:
             return f"item {name} is in one only"
-        if rows[name].content != others[name].content:
+        if rows[name].question != others[name].question:
             return f"item {name} has another prompt"
     return ""
 
@@ -197,10 +190,13 @@ def _read_rows(folder: Path) -> dict[str, _Row]:
                 row = json.loads(line)
                 content = json.dumps([row["prompt"], row["answer_prefix"], row["references"]])
                 rows[row["id"]] = _Row(
-                    task=row["task"],
-                    length=str(row["length"]),
-                    number=row["id"].rpartition("/")[2],
-                    content=hashlib.sha256(content.encode()).hexdigest(),
+                    Question(
+                        task=row["task"],
+                        length=str(row["length"]),
+                        # The same at another length is the same story, or the same needles.
+                        story=row["id"].rpartition("/")[2],
+                        content=hashlib.sha256(content.encode()).hexdigest(),
+                    ),
                     score=row["score"],
                     lenient=row["score_lenient"],
                 )

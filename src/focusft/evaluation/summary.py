@@ -10,7 +10,7 @@ from typing import Any
 from focusft.evaluation import ruler
 from focusft.evaluation.items import Item
 from focusft.evaluation.scoring import Score
-from focusft.evaluation.statistics import mean_of_means, score_interval
+from focusft.statistics.scores import mean_of_means, score_interval
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -234,17 +234,30 @@ def load_train_config(path: Path | None, overrides: Sequence[str] = ()) -> Train
         ConfigError: An option is unknown, twice there, or of the wrong type, or the file is no
             YAML mapping.
     """
-    options = _read_yaml(path) if path else {}
+    options = read_yaml(path) if path else {}
     where = dict.fromkeys(options, str(path))
     for name, value in _parse_overrides(overrides).items():
         options[name] = value
         where[name] = "command line"
+    return make_train_config(options, where)
+
+
+def make_train_config(options: Mapping[str, Any], where: Mapping[str, str]) -> TrainConfig:
+    """Check options and make the configuration.
+
+    Args:
+        options: Values as YAML gives them, by name.
+        where: Where each of them was given, for errors.
+
+    Raises:
+        ConfigError: An option is unknown or of the wrong type, or contradicts another one.
+    """
     hints = typing.get_type_hints(TrainConfig, localns={"torch": torch})
     known = {f.name: hints[f.name] for f in dataclasses.fields(TrainConfig) if f.init}
     checked = {}
     for name, value in options.items():
         if name not in known:
-            raise ConfigError(f"{where[name]}: {_unknown(name, known)}")
+            raise ConfigError(f"{where[name]}: {unknown_option(name, known)}")
         try:
             checked[name] = _coerce(value, known[name])
         except ValueError as error:
@@ -257,7 +270,12 @@ def load_train_config(path: Path | None, overrides: Sequence[str] = ()) -> Train
     return TrainConfig(**checked)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file of options.
+
+    Raises:
+        ConfigError: It cannot be read, is no mapping, or names an option twice.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -309,12 +327,14 @@ def _parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _unknown(name: str, known: Mapping[str, Any]) -> str:
+def unknown_option(
+    name: str, known: Iterable[str], otherwise: str = "see 'focusft train --help'"
+) -> str:
+    """What to say of an option that does not exist, with the one that was meant if it shows."""
     if name in GONE:
         return f"option {name!r} does not exist here: {GONE[name]}"
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else "see 'focusft train --help'"
-    return f"unknown option {name!r}; {hint}"
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"unknown option {name!r}; " + (f"did you mean {close[0]!r}?" if close else otherwise)
 
 
 def _coerce(value: Any, hint: Any) -> Any:

@@ -9,7 +9,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from focusft.analysis.dilution import Dilution
-from focusft.analysis.intervals import (
+from focusft.analysis.recorder import DocumentDilution
+from focusft.data.marked import MarkedExample, MarkedSet
+from focusft.errors import ConfigError
+from focusft.method.config import ContextAttention
+from focusft.statistics.columns import (
     Estimate,
     bootstrap,
     mean,
@@ -17,10 +21,6 @@ from focusft.analysis.intervals import (
     median_of_ratios,
     ratio_of_means,
 )
-from focusft.analysis.recorder import DocumentDilution
-from focusft.data.marked import MarkedExample, MarkedSet
-from focusft.errors import ConfigError
-from focusft.method.config import ContextAttention
 
 MASKS: tuple[ContextAttention, ...] = ("causal", "bidirectional")
 # What the name of a condition ends with where fast weights were active.

@@ -26,7 +26,6 @@ from focusft.method.loss import PredictedRows, plain_response_loss
 from focusft.method.turns import TurnLayout
 from focusft.training.checkpointing import checkpoint_selectively
 from focusft.training.config import FocuSFTConfig
-from focusft.training.heap import trimmed_heap
 from focusft.training.live_probe import PROBE_EXAMPLES, LiveProbe
 from focusft.training.parallelism import refuse_parallelism
 from focusft.training.resume import ResumableTrainer
@@ -205,9 +204,7 @@ class FocuSFTTrainer(ResumableTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; afterwards name an inner step size that was too large, and its mend."""
-        model: Any = self.model
-        with trimmed_heap(model):
-            output = super().train(*args, **kwargs)
+        output = super().train(*args, **kwargs)
         probe, step = self.live_probe, self.state.global_step
         if probe is not None and probe.last_step != step:
             with self.compute_loss_context_manager():

@@ -8,7 +8,6 @@ from typing import Any
 import plotly.graph_objects as go
 
 from focusft.analysis.report.comparison import SuiteComparison
-from focusft.analysis.report.differences import Difference
 from focusft.analysis.report.figures import GREY, Chart, Style, heat_map, layout, text
 from focusft.analysis.report.numbers import (
     difference_interval,
@@ -19,6 +18,7 @@ from focusft.analysis.report.numbers import (
     sentence_case,
 )
 from focusft.analysis.report.reading import Result
+from focusft.statistics.paired import Difference
 
 _TASKS = {
     "qa1": "qa1, one fact",

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from focusft.analysis.report.comparison import SuiteComparison
-from focusft.analysis.report.differences import Difference
 from focusft.analysis.report.numbers import (
     TIMES,
     difference_interval,
@@ -20,6 +19,7 @@ from focusft.analysis.report.numbers import (
 )
 from focusft.analysis.report.reading import Runs
 from focusft.analysis.report.shifts import attention_shifts
+from focusft.statistics.paired import Difference
 
 Standing = Literal[
     "as large or larger", "same direction, smaller", "no clear difference", "opposite direction"

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from focusft.analysis.report.differences import Difference, Question, Scores, difference, only
 from focusft.analysis.report.reading import Kind, Result, Runs
+from focusft.statistics.paired import Difference, Question, Scores, difference, only
 
 # In the order in which they decide the verdict: the paper's main benchmark first.
 SUITES: tuple[tuple[Kind, str], ...] = (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from focusft.errors import ConfigError
-from focusft.evaluation.statistics import wilson_interval
+from focusft.statistics.scores import wilson_interval
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

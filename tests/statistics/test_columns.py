@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from focusft.analysis.intervals import (
+from focusft.statistics.columns import (
     bootstrap,
     mean,
     mean_difference,

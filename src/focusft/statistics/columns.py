@@ -1,4 +1,4 @@
-"""Intervals by the bootstrap over examples (Efron 1979): percentiles of resampled statistics.
+"""Intervals of statistics of columns by the bootstrap over examples (Efron 1979), for ratios.
 
 What belongs to one example is drawn together, so intervals of ratios and differences are paired.
 

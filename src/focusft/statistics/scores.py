@@ -1,4 +1,4 @@
-"""Intervals for the figures that are reported."""
+"""Intervals of the scores of one run."""
 
 from __future__ import annotations
 

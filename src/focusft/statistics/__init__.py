@@ -1,0 +1,1 @@
+"""Intervals of reported figures, and paired differences between runs."""

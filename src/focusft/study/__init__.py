@@ -1,0 +1,1 @@
+"""`focusft study`: a grid of trained and evaluated models that can be stopped and extended."""
