@@ -7,9 +7,7 @@ import torch
 import yaml
 
 from focusft.errors import ConfigError
-from focusft.training.config import FocuSFTConfig, TrainConfig, load_train_config
-
-CONFIGS = sorted(Path("configs").glob("*.yaml"))
+from focusft.training.config import FocuSFTConfig, load_train_config
 
 
 def test_overrides_win_and_numbers_are_read(tmp_path):
@@ -30,13 +28,6 @@ def test_the_resolved_options_load_again(tmp_path):
     path.write_text(yaml.safe_dump(config.resolved()))
     again = load_train_config(path)
     assert again.resolved() == config.resolved()
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_the_recipes_load(path, tmp_path):
-    # bf16 training needs a GPU to be checked by transformers.
-    overrides = ["--output_dir", str(tmp_path), "--use_cpu"]
-    assert isinstance(load_train_config(path, overrides), TrainConfig)
 
 
 BASE = ["--train_data", "a.jsonl", "--output_dir", "out", "--use_cpu"]
