@@ -11,11 +11,14 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks import attention_tables, tool_use_tables
 from benchmarks.evaluation_tables import evaluation_page
 from focusft.demo import print_summary
 
 RESULTS = Path("benchmarks/results")
 EVALUATIONS = RESULTS / "eval"
+TOOL_USE = RESULTS / "tool_use"
+ATTENTION = RESULTS / "attention"
 DOCS = Path("docs")
 
 STEPS = {
@@ -45,7 +48,7 @@ PAIRS = (
 
 
 def main() -> None:
-    """Write docs/demo.svg, docs/performance.md and docs/results.md with its pictures."""
+    """Write docs/demo.svg, docs/performance.md and the pages of results with their pictures."""
     console = Console(record=True, width=90)
     print_summary(_load("demo_smollm2"), console)
     (DOCS / "demo.svg").write_text(
@@ -74,12 +77,23 @@ def main() -> None:
         else:
             print(f"no {RESULTS / name}.json yet: its section is left out")
     (DOCS / "performance.md").write_text("\n".join(lines), encoding="utf-8")
-    runs = {path.stem: json.loads(path.read_text()) for path in sorted(EVALUATIONS.glob("*.json"))}
-    if runs:
+    for folder, page, write in (
+        (TOOL_USE, tool_use_tables.PAGE, tool_use_tables.tool_use_page),
+        (ATTENTION, attention_tables.PAGE, attention_tables.attention_page),
+    ):
+        if found := _load_all(folder):
+            (DOCS / page).write_text(write(found, folder), encoding="utf-8")
+        else:
+            print(f"no {folder}/*.json yet: {DOCS / page} is left out")
+    if runs := _load_all(EVALUATIONS):
         for name, content in evaluation_page(runs, EVALUATIONS).items():
             (DOCS / name).write_text(content, encoding="utf-8")
     else:
         print(f"no {EVALUATIONS}/*.json yet: {DOCS / 'results.md'} is left out")
+
+
+def _load_all(folder: Path) -> dict[str, dict[str, Any]]:
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
 
 def _load(name: str) -> dict[str, Any]:
