@@ -42,8 +42,10 @@ def evaluation_page(runs: Mapping[str, dict[str, Any]], source: Path) -> dict[st
 def _section(name: str, results: dict[str, Any], picture: str) -> list[str]:
     config, generator, suite = results["config"], results["generator"], SUITES[results["suite"]]
     is_local = generator["backend"] == "transformers"
+    names = [length_name(length) for length in sorted(config["lengths"])]
+    span = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
     lines = [
-        f"## {suite}, {config['model']}",
+        f"## {suite}, {config['model']}, {span}",
         "",
         f"{config['samples']} items per cell, seed {config['seed']}, {config['prefill']} prefill, "
         f"{'chat template' if config['chat'] else 'no chat template'}, "
