@@ -23,6 +23,7 @@ def tool_use_page(runs: Mapping[str, dict[str, Any]], source: Path) -> str:
         runs: What `results.json` of `focusft eval --suite agent --both` holds, by name.
         source: Where the files lie, for the page to say so.
     """
+    runs = {name.replace("_", " "): run for name, run in runs.items()}
     lines = [
         "# Tool use: results",
         "",
@@ -31,17 +32,19 @@ def tool_use_page(runs: Mapping[str, dict[str, Any]], source: Path) -> str:
         "were trained on, with numbers that were not ([tool_use.md](tool_use.md)); they have "
         "nothing to do with GPQA. Answers to read: [transcripts](tool_use_transcripts.md).",
         "",
-        "| model | | pass@1, strict | pass@1, lenient | "
+        "| model | | questions | pass@1, strict | pass@1, lenient | "
         + " | ".join(RATES.values())
         + " | tokens |",
-        f"| --- | --- | --- | --- |{' --- |' * len(RATES)} --- |",
+        f"| --- | --- | --- | --- | --- |{' --- |' * len(RATES)} --- |",
     ]
     for name, run in runs.items():
         for mode, figures in run["modes"].items():
             scores = " | ".join(_score(figures[rule]["pass@1"]) for rule in ("strict", "lenient"))
             rates = " | ".join(f"{figures['rates'][rate]:.0%}" for rate in RATES)
+            asked = figures["strict"]["pass@1"]["n"]
             lines.append(
-                f"| {name} | {MODES[mode]} | {scores} | {rates} | {figures['mean_tokens']:.0f} |"
+                f"| {name} | {MODES[mode]} | {asked} | {scores} | {rates} | "
+                f"{figures['mean_tokens']:.0f} |"
             )
     lines.append("")
     for name, run in runs.items():

@@ -38,10 +38,10 @@ def _tool_run(with_tool: float, without: float) -> dict[str, Any]:
 def test_tool_use_page() -> None:
     page = tool_use_page({"base": _tool_run(0.2, 0.25), "trained": _tool_run(0.8, 0.3)}, SOURCE)
     assert (
-        "| trained | with the tool | 80.0 [70, 90] | 85.0 [75, 95] | 50% | 10% | 20% | 0% | 120 |"
+        "| trained | with the tool | 50 | 80.0 [70, 90] | 85.0 [75, 95] | 50% | 10% | 20% | 0% | 120"
         in page
     )
-    assert "| base | without | 25.0 [15, 35] |" in page
+    assert "| base | without | 50 | 25.0 [15, 35] |" in page
     assert "trained: the tool adds 50.0 [40, 60] points" in page
     assert (
         "| gas pressure | 20.0 [10, 30] | 25.0 [15, 35] | 80.0 [70, 90] | 30.0 [20, 40] |" in page
