@@ -1,10 +1,23 @@
-"""The page of attention results: what `focusft probe` measured on several models."""
+"""The page of attention results: what `focusft probe` measured on several models.
+
+python -m benchmarks.attention_tables runs/probe/results.json ..
+
+keeps what the page needs of results of `focusft probe` in benchmarks/results/attention, a file for
+each model, the compared one too. `python -m benchmarks.tables` writes the page from there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import argparse
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from focusft.statistics.columns import bootstrap, ratio_of_means
+from focusft.training.provenance import write_json
+
+KEPT = Path("benchmarks/results/attention")
 
 PAGE = "attention_results.md"
 FIGURES = {
@@ -18,6 +31,24 @@ RATIOS = {
     "sink_mass": "sink mass, causal over bidirectional",
     "context_engagement": "context engagement, bidirectional over causal",
 }
+LENGTH_GROUPS = 4
+
+
+def main() -> None:
+    """Keep the figures of each model."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", nargs="+", type=Path, help="results.json of focusft probe")
+    KEPT.mkdir(parents=True, exist_ok=True)
+    for path in parser.parse_args().results:
+        results = json.loads(path.read_text())
+        shared = {name: results[name] for name in ("config", "versions")}
+        for model in filter(None, (results, results.get("compare"))):
+            masks = {
+                mask: {name: value for name, value in model[mask].items() if name != "per_head"}
+                for mask in ("causal", "bidirectional")
+            }
+            kept = {name: model[name] for name in ("model", "ratios", "examples", "data")}
+            write_json(KEPT / f"{Path(model['model']).name}.json", {**kept, **masks, **shared})
 
 
 def attention_page(models: Mapping[str, dict[str, Any]], source: Path) -> str:
@@ -54,7 +85,31 @@ def attention_page(models: Mapping[str, dict[str, Any]], source: Path) -> str:
         for ratio, title in RATIOS.items():
             cells = [_ratio(model["ratios"], ratio), _ratio(model["ratios"], f"{ratio}_median")]
             lines.append(f"| {name} | {title} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Sink mass, causal over bidirectional, by length of the conversation:",
+        "",
+        "| model | tokens | conversations | ratio of the means |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, model in models.items():
+        lines += _by_length(name, model["examples"])
     return "\n".join([*lines, ""])
+
+
+def _by_length(name: str, examples: Sequence[Mapping[str, Any]]) -> list[str]:
+    ordered = sorted(examples, key=lambda example: example["tokens"])
+    size = -(-len(ordered) // LENGTH_GROUPS)
+    lines = []
+    for start in range(0, len(ordered), size):
+        group = ordered[start : start + size]
+        columns = [[e[mask]["sink_mass"] for e in group] for mask in ("causal", "bidirectional")]
+        ratio = bootstrap(ratio_of_means, *columns)
+        lines.append(
+            f"| {name} | {group[0]['tokens']} to {group[-1]['tokens']} | {len(group)} | "
+            f"{ratio.value:.3g} [{ratio.low:.3g}, {ratio.high:.3g}] |"
+        )
+    return lines
 
 
 def _figure(value: float, interval: list[float]) -> str:
@@ -63,3 +118,7 @@ def _figure(value: float, interval: list[float]) -> str:
 
 def _ratio(ratios: Mapping[str, float], name: str) -> str:
     return f"{ratios[name]:.3g} [{ratios[name + '_low']:.3g}, {ratios[name + '_high']:.3g}]"
+
+
+if __name__ == "__main__":
+    main()

@@ -61,9 +61,18 @@ def test_attention_page() -> None:
         "causal": mask(0.5),
         "bidirectional": mask(0.001),
         "ratios": ratios | {"sink_mass": 612.3},
-        "examples": [{"tokens": 1800}, {"tokens": 510}],
+        "examples": [
+            {
+                "tokens": tokens,
+                "causal": {"sink_mass": 0.4},
+                "bidirectional": {"sink_mass": 0.4 / ratio},
+            }
+            for tokens, ratio in ((1800, 900.0), (510, 50.0))
+        ],
     }
     page = attention_page({"base": model}, SOURCE)
     assert "2 held-out conversations of 510 to 1800 tokens" in page
     assert "| base | bidirectional | 0.001 [0.0005, 0.002] |" in page
+    assert "| base | 510 to 510 | 1 | 50 [50, 50] |" in page
+    assert "| base | 1800 to 1800 | 1 | 900 [900, 900] |" in page
     assert "| base | sink mass, causal over bidirectional | 612 [7, 7] | 7 [7, 7] |" in page
