@@ -46,7 +46,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096])
     parser.add_argument("--babilong", nargs="*", default=["qa1"], help="tasks of babilong")
-    parser.add_argument("--ruler", nargs="*", default=["vt", "niah_single_1"], help="of ruler")
+    parser.add_argument(
+        "--ruler", nargs="*", default=["vt", "cwe", "fwe", "niah_single_1"], help="of ruler"
+    )
     parser.add_argument("--samples", type=int, default=4, help="prompts of a task at a length")
     parser.add_argument(
         "--batch_size", type=int, default=4, help="of both, in the first comparison"
