@@ -71,6 +71,7 @@ def main() -> None:
         ("efficiency_smollm2_1024", _profile_section),
         ("plan_check", _plan_section),
         ("generation_smollm2", _generation_section),
+        ("probe_memory_smollm2", _probe_memory_section),
     ):
         if (RESULTS / f"{name}.json").is_file():
             lines += section(_load(name))
@@ -280,6 +281,26 @@ def _generation_section(result: dict[str, Any]) -> list[str]:
         f"{settings['rounds']} --json {RESULTS / 'generation_smollm2.json'}`",
         "",
     ]
+
+
+def _probe_memory_section(result: dict[str, Any]) -> list[str]:
+    settings, peaks, ratios = result["settings"], result["peak_gb"], result["ratios"]
+    lines = [
+        "## Memory of an attention probe",
+        "",
+        f"Peak of the process, {settings['length']} tokens of which {settings['response']} are "
+        "response, all measured. Goal: at most 1.3 times a plain forward.",
+        "",
+        "| | peak | over the forward |",
+        "| --- | --- | --- |",
+        f"| plain forward | {peaks['forward']:.2f} GB | 1 |",
+    ]
+    lines += [
+        f"| {name.replace('_', ', ')} | {peaks[name]:.2f} GB | {ratio:.2f} |"
+        for name, ratio in ratios.items()
+    ]
+    command = f"python -m benchmarks.probe_memory --json {RESULTS / 'probe_memory_smollm2.json'}"
+    return [*lines, "", f"`{command}`", ""]
 
 
 if __name__ == "__main__":
