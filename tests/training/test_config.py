@@ -32,6 +32,7 @@ def test_the_resolved_options_load_again(tmp_path):
 
 BASE = ["--train_data", "a.jsonl", "--output_dir", "out", "--use_cpu"]
 BAD_ARGUMENTS = {
+    "no such file": ([*BASE, "--accelerator_config", "0"], "No such file"),
     "unknown": ([*BASE, "--inner_steps", "2"], "did you mean"),
     "gone": ([*BASE, "--warmup_ratio", "0.1"], "warmup_steps"),
     "remote code": ([*BASE, "--trust_remote_code", "true"], "never runs code"),

@@ -219,7 +219,7 @@ class TrainConfig(FocuSFTConfig):
             super().__post_init__()
         except ConfigError:
             raise
-        except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        except (ValueError, TypeError, ImportError, RuntimeError, OSError) as error:
             raise ConfigError(f"training options: {_first_line(error)}") from error
 
 
