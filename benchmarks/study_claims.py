@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.study_cells import BASELINE, Cells, Row, baseline_of, compare
-from focusft.data.synthetic import LOCATIONS
+from focusft.data.worlds import LOCATIONS
 from focusft.evaluation.items import length_name
 from focusft.statistics.columns import Estimate, bootstrap, ratio_of_means
 

@@ -17,7 +17,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from focusft.data.long_context import TASKS, make_long_context
-from focusft.data.synthetic import SPLITS, background_sentences
+from focusft.data.prose import background_sentences
+from focusft.data.split import SPLITS
 from focusft.evaluation.word_lists import load_words
 
 VOCABULARY = 4096

@@ -28,7 +28,9 @@ from focusft.analysis.dilution import measure_documents, probing
 from focusft.analysis.report import write_report
 from focusft.data import ConversationCollator, prepare_dataset
 from focusft.data.marked import MarkedSet, read_marked
-from focusft.data.synthetic import LOCATIONS, Split, make_conversations
+from focusft.data.split import Split
+from focusft.data.synthetic import make_conversations
+from focusft.data.worlds import LOCATIONS
 from focusft.evaluation.generation import LocalGenerator, Prompt
 from focusft.statistics.scores import wilson_interval
 from focusft.training.config import FocuSFTConfig

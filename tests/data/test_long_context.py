@@ -7,8 +7,8 @@ from random import Random
 
 import pytest
 
+from focusft.data.contexts import ANSWER_STYLES
 from focusft.data.long_context import TASKS, made_up_words, make_long_context
-from focusft.data.synthetic import ANSWER_STYLES
 from focusft.errors import ConfigError
 from focusft.evaluation.word_lists import load_words
 

@@ -10,18 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from focusft.data.synthetic import (
-    ACTORS,
-    FORBIDDEN,
-    LOCATIONS,
-    OBJECTS,
-    TASKS,
-    background_sentences,
-    build_prompt,
-    make_conversations,
-    make_world,
-    world_split,
-)
+from focusft.data.prose import FORBIDDEN, background_sentences
+from focusft.data.synthetic import TASKS, build_prompt, make_conversations
+from focusft.data.worlds import ACTORS, LOCATIONS, OBJECTS, make_world, world_split
 from focusft.errors import ConfigError
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from focusft.data.synthetic import FORBIDDEN
+from focusft.data.prose import FORBIDDEN
 from focusft.errors import DataError
 from focusft.evaluation.haystack import (
     DoesNotFitError,

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from focusft.data.synthetic import FORBIDDEN
+from focusft.data.prose import FORBIDDEN
 from focusft.errors import ConfigError, DataError
 from focusft.evaluation import babilong, ruler
 from focusft.evaluation.babilong import labels_of

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from focusft.data.synthetic import world_split
+from focusft.data.worlds import world_split
 from focusft.evaluation.worlds import TASKS, draw_world
 from tests.evaluation.interpreter import GET, GIVE, MOVE, answers
 

@@ -17,18 +17,19 @@ from itertools import pairwise
 from typing import Any
 
 from focusft.data import synthetic
-from focusft.data.synthetic import (
+from focusft.data.contexts import (
     AnswerStyle,
-    Split,
-    background_sentences,
+    Sentences,
     check_options,
+    conversation_row,
     draw_style,
     draw_tokens,
     fill_context,
-    hashed_part,
-    make_conversations,
-    needle_spans,
+    joined,
 )
+from focusft.data.prose import background_sentences
+from focusft.data.split import Split, split_of
+from focusft.data.synthetic import make_conversations
 from focusft.errors import ConfigError
 
 LIST_TASKS = ("cwe", "vt")
@@ -132,7 +133,7 @@ def made_up_words(split: Split, rng: random.Random) -> Iterator[str]:
     while True:
         vowels = (rng.choice(_VOWELS), rng.choice(_VOWELS), "u")
         word = "".join(rng.choice(_CONSONANTS) + vowel for vowel in vowels)
-        if word not in taken and _split_of(word) == split:
+        if word not in taken and split_of(word) == split:
             taken.add(word)
             yield word
 
@@ -171,7 +172,7 @@ def _common_words(
     numbered = _listing(answer_words)
     sentence = f"the {len(common)} words that appear most often in the list are: {numbered}"
     counted = "; ".join(f"{word} appears {common[word]} times" for word in answer_words)
-    sentences: list[tuple[str, int | None]] = [
+    sentences: Sentences = [
         (entry, 0 if word in common else None) for entry, word in zip(entries, listed, strict=True)
     ]
     return _row(
@@ -232,7 +233,7 @@ def _variables(
 def _row(
     task: str,
     split: Split,
-    sentences: list[tuple[str, int | None]],
+    sentences: Sentences,
     support: tuple[int, ...],
     question: str,
     reply: str,
@@ -240,25 +241,19 @@ def _row(
     answer: str,
     count_tokens: Callable[[str], int],
 ) -> dict[str, Any]:
-    context = " ".join(text for text, _ in sentences)
+    context = joined(sentences)
     prompt = f"{_HEAD[task]}\n\n<context>\n{context}\n</context>\n\nQuestion: {question}"
-    spans = needle_spans(prompt, sentences, support)
-    return {
-        "messages": [
-            {"role": "user", "content": prompt},
-            {"role": "assistant", "content": reply},
-        ],
-        "meta": {
-            "task": task,
-            "split": split,
-            "question": question,
-            "answer": answer,
-            "needles": [prompt[start:end] for start, end in spans],
-            "needle_spans": spans,
-            "facts": [text for text, index in sentences if index is not None],
-            "context_tokens": count_tokens(context),
-        },
-    }
+    return conversation_row(
+        task,
+        split,
+        prompt,
+        sentences,
+        support,
+        question=question,
+        answer=answer,
+        reply=reply,
+        count_tokens=count_tokens,
+    )
 
 
 def _styled(style: AnswerStyle, short: str, sentence: str, reasons: str) -> str:
@@ -282,10 +277,6 @@ def _variable_names(split: Split, rng: random.Random) -> Iterator[str]:
     taken: set[str] = set()
     while True:
         name = "".join(rng.choices(_LETTERS, k=4))
-        if name not in taken and _split_of(name) == split:
+        if name not in taken and split_of(name) == split:
             taken.add(name)
             yield name
-
-
-def _split_of(word: str) -> Split:
-    return "held_out" if hashed_part(word) == 0 else "train"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pydoc_data.topics import topics
 
-from focusft.data.split import Split, hashed_part
+from focusft.data.split import Split, split_of
 from focusft.data.worlds import ACTORS, LOCATIONS, OBJECTS
 
 # Background sentences hold none of these, also not inside a longer word: the scorer looks for
@@ -36,7 +36,7 @@ def background_sentences(split: Split) -> tuple[str, ...]:
     taken: set[str] = set()
     chosen = []
     for name in sorted(topics):
-        wanted = (hashed_part(name) == 0) == (split == "held_out")
+        wanted = split_of(name) == split
         for sentence in _plain_sentences(topics[name]):
             key = sentence.lower()
             if key not in taken:

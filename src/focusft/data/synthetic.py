@@ -11,48 +11,26 @@ the arguments.
 """
 
 import random
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any, Literal
+from typing import Any
 
-from focusft.data.prose import FORBIDDEN, background_sentences
-from focusft.data.split import SPLITS, Split, hashed_part
-from focusft.data.worlds import (
-    ACTORS,
-    LOCATIONS,
-    OBJECTS,
-    World,
-    make_world,
-    world_split,
+from focusft.data.contexts import (
+    AnswerStyle,
+    Sentences,
+    check_options,
+    conversation_row,
+    draw_style,
+    draw_tokens,
+    fill_context,
+    joined,
 )
+from focusft.data.prose import background_sentences
+from focusft.data.split import Split
+from focusft.data.worlds import ACTORS, World, make_world, world_split
 from focusft.errors import ConfigError
 
-__all__ = [
-    "ACTORS",
-    "FORBIDDEN",
-    "FULL_PROMPT_TOKENS",
-    "LOCATIONS",
-    "OBJECTS",
-    "SPLITS",
-    "TASKS",
-    "AnswerStyle",
-    "Split",
-    "World",
-    "background_sentences",
-    "build_prompt",
-    "hashed_part",
-    "make_conversations",
-    "make_world",
-    "world_split",
-]
-
-AnswerStyle = Literal["short", "sentence", "reasoning", "mixed"]
-
 TASKS = ("qa1", "qa2", "qa3")
-# What "mixed" draws from, evenly.
-ANSWER_STYLES: tuple[AnswerStyle, ...] = ("short", "sentence", "reasoning")
 
 # From this many context tokens on, the prompt explains the task with examples as BABILong does;
 # below, the explanation would outweigh the context.
@@ -136,40 +114,6 @@ def make_conversations(
         )
         rows.append(_conversation(task, split, world, sentences, tokens, count_tokens, style))
     return rows
-
-
-def check_options(
-    split: str, answer_style: str, count: int, context_tokens: int, min_context_tokens: int | None
-) -> None:
-    """Check what all tasks share.
-
-    Raises:
-        ConfigError: An argument has no such value.
-    """
-    if split not in SPLITS:
-        raise ConfigError(f"split: '{split}' is none of {', '.join(SPLITS)}")
-    if answer_style not in (*ANSWER_STYLES, "mixed"):
-        styles = ", ".join((*ANSWER_STYLES, "mixed"))
-        raise ConfigError(f"answer_style: '{answer_style}' is none of {styles}")
-    if count < 1:
-        raise ConfigError(f"count: {count} is less than 1; ask for at least one conversation")
-    if min_context_tokens is not None and not 0 < min_context_tokens <= context_tokens:
-        raise ConfigError(
-            f"min_context_tokens: {min_context_tokens} is not between 1 and context_tokens, "
-            f"{context_tokens}"
-        )
-
-
-def draw_tokens(context_tokens: int, min_context_tokens: int | None, rng: random.Random) -> int:
-    """The size of a context."""
-    if min_context_tokens is None:
-        return context_tokens
-    return rng.randint(min_context_tokens, context_tokens)
-
-
-def draw_style(answer_style: AnswerStyle, rng: random.Random) -> AnswerStyle:
-    """The style of an answer."""
-    return rng.choice(ANSWER_STYLES) if answer_style == "mixed" else answer_style
 
 
 def build_prompt(
@@ -300,115 +244,34 @@ _PROMPTS = {
 }
 
 
-# --- context ------------------------------------------------------------------------------------
-
-
-def fill_context(
-    facts: list[str],
-    prose: tuple[str, ...],
-    context_tokens: int,
-    rng: random.Random,
-    size: Callable[[str], int],
-    count_tokens: Callable[[str], int],
-) -> list[tuple[str, int | None]]:
-    """Hide facts in prose.
-
-    Args:
-        facts: Sentences that keep their order.
-        prose: Sentences of the background.
-        context_tokens: Most tokens of the context.
-        rng: Source of every choice.
-        size: Tokens of a sentence within a text.
-        count_tokens: Tokens of a text.
-
-    Returns:
-        Sentences of the context in order, each with its index in facts or None.
-    """
-    used = sum(size(fact) for fact in facts)
-    start = rng.randrange(len(prose))
-    background: list[str] = []
-    while True:
-        sentence = prose[(start + len(background)) % len(prose)]
-        used += size(sentence)
-        if used > context_tokens:
-            break
-        background.append(sentence)
-    # Gaps with replacement, kept in order: two facts may share one, as in BABILong.
-    gaps = sorted(rng.randint(0, len(background)) for _ in facts)
-    sentences = _interleave(facts, background, gaps)
-    # Sizes do not add up exactly for every tokenizer.
-    while background and count_tokens(" ".join(text for text, _ in sentences)) > context_tokens:
-        background.pop()
-        gaps = [min(gap, len(background)) for gap in gaps]
-        sentences = _interleave(facts, background, gaps)
-    return sentences
-
-
-def _interleave(
-    facts: list[str], background: list[str], gaps: list[int]
-) -> list[tuple[str, int | None]]:
-    """Put fact i before background sentence gaps[i] (after the last one for gaps[i] == len)."""
-    sentences: list[tuple[str, int | None]] = []
-    done = 0
-    for position, sentence in enumerate([*background, None]):
-        upto = bisect_right(gaps, position)
-        sentences += [(facts[index], index) for index in range(done, upto)]
-        done = upto
-        if sentence is not None:
-            sentences.append((sentence, None))
-    return sentences
-
-
 def _conversation(
     task: str,
     split: Split,
     world: World,
-    sentences: list[tuple[str, int | None]],
+    sentences: Sentences,
     context_tokens: int,
     count_tokens: Callable[[str], int],
     answer_style: AnswerStyle,
 ) -> dict[str, Any]:
-    context = " ".join(text for text, _ in sentences)
     prompt = build_prompt(
         task,
-        context,
+        joined(sentences),
         world.question,
         full=context_tokens >= FULL_PROMPT_TOKENS,
         answer_style=answer_style,
     )
-    spans = needle_spans(prompt, sentences, world.support)
     reasons = tuple(world.facts[index].text for index in world.support)
-    answer = _answer(answer_style, world.answer, world.sentence, reasons)
-    return {
-        "messages": [
-            {"role": "user", "content": prompt},
-            {"role": "assistant", "content": answer},
-        ],
-        "meta": {
-            "task": task,
-            "split": split,
-            "question": world.question,
-            "answer": world.answer,
-            "needles": [prompt[start:end] for start, end in spans],
-            "needle_spans": spans,
-            "facts": [fact.text for fact in world.facts],
-            "context_tokens": count_tokens(context),
-        },
-    }
-
-
-def needle_spans(
-    prompt: str, sentences: Sequence[tuple[str, int | None]], support: Sequence[int]
-) -> list[list[int]]:
-    """Where supporting facts stand in a prompt: [start, end) of each."""
-    opening = "<context>\n"
-    offset = prompt.rindex(opening) + len(opening)
-    starts = [0, *accumulate(len(text) + 1 for text, _ in sentences)]
-    return [
-        [offset + start, offset + start + len(text)]
-        for start, (text, index) in zip(starts, sentences, strict=False)
-        if index in support
-    ]
+    return conversation_row(
+        task,
+        split,
+        prompt,
+        sentences,
+        world.support,
+        question=world.question,
+        answer=world.answer,
+        reply=_answer(answer_style, world.answer, world.sentence, reasons),
+        count_tokens=count_tokens,
+    )
 
 
 def _answer(style: AnswerStyle, label: str, sentence: str, reasons: tuple[str, ...]) -> str:

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from focusft.data.multiple_choice import CODE_INTERPRETER, Question, ask
 from focusft.data.rows import Message
-from focusft.data.split import SPLITS, Split, hashed_part
+from focusft.data.split import SPLITS, Split, split_of
 from focusft.data.tool_kinds import (
     HELD_OUT_KINDS,
     KINDS,
@@ -155,7 +155,7 @@ def _new_problem(kind: Kind, split: Split, seen: set[str], rng: random.Random) -
         problem = draw_problem(kind, rng)
         if problem is None or problem.key in seen:
             continue
-        if (hashed_part(problem.key) == 0) == (split == "held_out"):
+        if split_of(problem.key) == split:
             seen.add(problem.key)
             return problem
     raise ConfigError(f"count: {kind.name} has too few different questions; ask for fewer")
