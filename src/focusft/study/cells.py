@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from focusft.errors import ConfigError, DataError
+from focusft.evaluation.run_files import RESULTS_FILE
 from focusft.evaluation.settings import differences
 from focusft.study.config import BASE_SEED, Arm, Evaluation, Study, Tuning, command_words
 from focusft.training.config import TrainConfig, make_train_config
 from focusft.training.provenance import write_json
 
 TRAIN, PROBE = "train", "probe"
-RESULTS_FILE = "results.json"
 # Where and on what a cell runs, not what it computes.
 _NOT_SETTINGS = ("output_dir", "logging_dir", "run_name", "dataloader_pin_memory", "use_cpu")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from focusft.errors import DataError
 from focusft.evaluation.run import ITEMS_FILE
+from focusft.evaluation.run_files import replace_file
 from focusft.study.cells import PROBE, TRAIN, Cell, Stage
 from focusft.study.config import Study
 from focusft.training.probe_results import MASKS
@@ -53,9 +54,7 @@ def write_result(path: Path, content: dict[str, Any]) -> None:
     text = _NUMBERS.sub(
         lambda match: "[" + " ".join(match[1].split()) + "]", json.dumps(content, indent=1)
     )
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    replace_file(path, [text + "\n"])
 
 
 def mean_score(evaluations: dict[str, Any]) -> float:
