@@ -6,7 +6,8 @@ mask to the attention of transformers: the oracle.
 
 "segments" and "flex" are registered with transformers under names of their own. What they need
 for one call travels to them in the keyword arguments of the layers, so it is there again when a
-checkpointed layer is recomputed. A call without it is an ordinary call and goes to sdpa.
+checkpointed layer is recomputed. A call without it is an ordinary call and goes to sdpa, or, where
+plain matrix products beat it (`product_attention.py`), to these.
 
 Shapes: B batch, H query heads, G key heads, S sequence, D features of a head.
 """
@@ -28,6 +29,7 @@ from transformers.masking_utils import sdpa_mask
 from focusft.errors import UnsupportedModelError
 from focusft.method.config import AttentionBackend, ContextAttention
 from focusft.method.masks import dense_mask, may_attend
+from focusft.method.product_attention import product_attention, products_are_faster
 from focusft.method.segments import SegmentPlan, segment_attention
 from focusft.method.turns import TurnLayout
 
@@ -42,6 +44,8 @@ ATTENTION = "focus_attention"
 # Names without "sdpa", "flash" or "flex_attention", on which transformers branches.
 SEGMENTS = "focusft_segments"
 FLEX = "focusft_flex"
+# Arguments of sdpa in transformers after which it is no plain causal attention.
+_CHANGE_SDPA = ("is_causal", "position_bias", "cache", "softcap", "s_aux")
 
 
 class TurnAttention:
@@ -202,13 +206,38 @@ def _segments_forward(
 ) -> tuple[Tensor, None]:
     turns: TurnAttention | None = kwargs.get(ATTENTION)
     if turns is None:
-        return sdpa_attention_forward(
+        return _ordinary_forward(
             module, query, key, value, attention_mask, dropout, scaling, **kwargs
         )
     check_mask_arrived(module, {**kwargs, "attention_mask": attention_mask})
     assert isinstance(turns.kernel, SegmentPlan)
     turns.show(query, key, scaling)
     return segment_attention(query, key, value, turns.kernel, scaling, dropout), None
+
+
+def _ordinary_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    # transformers leaves the mask out where every token sees all tokens up to itself.
+    is_plainly_causal = (
+        attention_mask is None
+        and query.shape[2] == key.shape[2] > 1
+        and module.is_causal
+        and all(kwargs.get(name) is None for name in _CHANGE_SDPA)
+    )
+    if is_plainly_causal and dropout == 0 and products_are_faster(query):
+        output_BHSD = product_attention(query, key, value, is_causal=True, scaling=scaling)
+        return output_BHSD.transpose(1, 2).contiguous(), None
+    return sdpa_attention_forward(
+        module, query, key, value, attention_mask, dropout, scaling, **kwargs
+    )
 
 
 def _flex_forward(
@@ -223,7 +252,7 @@ def _flex_forward(
 ) -> tuple[Tensor, None]:
     turns: TurnAttention | None = kwargs.get(ATTENTION)
     if turns is None:
-        return sdpa_attention_forward(
+        return _ordinary_forward(
             module, query, key, value, attention_mask, dropout, scaling, **kwargs
         )
     check_mask_arrived(module, {**kwargs, "attention_mask": attention_mask})

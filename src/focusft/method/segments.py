@@ -2,7 +2,8 @@
 
 Turn by turn: the queries of a context turn see every key from the start of their document to
 the end of the turn, which needs no mask at all. The queries of a response turn see the same keys
-causally; they go in blocks of rows, so that the only mask ever stored is one of [rows, S].
+causally; they go in blocks of rows, so that the only mask ever stored is one of [rows, S]. Where
+plain matrix products beat these kernels (`product_attention.py`), they do the work of a turn.
 
 Shapes: B batch, H query heads, G key heads, S sequence, T tokens of one document, D features of
 a head.
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from focusft.method.config import ContextAttention
+from focusft.method.product_attention import product_attention, products_are_faster
 from focusft.method.turns import PADDING, TurnLayout
 
 # Response queries of one kernel call.
@@ -163,6 +165,15 @@ def _attend_document(
         if segment.start > position:
             yield _zeros(query_1HTD, value_1GTD, segment.start - position)
         position = segment.stop
+        if dropout == 0 and products_are_faster(query_1HTD):
+            yield product_attention(
+                query_1HTD[:, :, segment.start : segment.stop],
+                key_1GTD[:, :, : segment.keys],
+                value_1GTD[:, :, : segment.keys],
+                is_causal=segment.is_causal,
+                scaling=scaling,
+            )
+            continue
         # A whole document without context needs no mask; other causal rows go in blocks.
         is_whole = not segment.is_causal or segment.start == 0
         rows_per_call = segment.stop - segment.start if is_whole else ROWS_PER_CALL

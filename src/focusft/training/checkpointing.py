@@ -19,6 +19,7 @@ from torch.utils.checkpoint import (
 )
 
 from focusft.method.architectures import unwrap_causal_lm
+from focusft.method.product_attention import PRODUCT_ATTENTION
 
 Checkpointing = Literal["none", "selective", "full"]
 
@@ -32,6 +33,7 @@ KEPT_OPERATIONS = frozenset(
         _aten._scaled_dot_product_flash_attention.default,
         _aten._scaled_dot_product_efficient_attention.default,
         _aten._scaled_dot_product_cudnn_attention.default,
+        PRODUCT_ATTENTION,
         torch.ops.higher_order.flex_attention,
     }
 )

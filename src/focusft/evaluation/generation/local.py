@@ -36,6 +36,7 @@ from focusft.method.architectures import has_sliding_window
 from focusft.method.attention import FLEX, SEGMENTS, install_backend
 from focusft.method.config import ContextBlocks
 from focusft.method.mask_check import check_masking
+from focusft.method.product_attention import products_are_faster
 
 Prefill = Literal["causal", "bidirectional"]
 
@@ -80,7 +81,7 @@ class LocalGenerator:
         batch_size: int | None = None,
         thinking_budget: int | None = None,
     ) -> None:
-        """Put the model in eval mode, with the attention that the prefill needs.
+        """Put the model in eval mode, with the attention that the prefill needs or is fastest with.
 
         Args:
             model: A causal language model.
@@ -126,6 +127,10 @@ class LocalGenerator:
         self._draws = random.Random(f"{self.sampling.seed}")
         if prefill == "bidirectional":
             _make_bidirectional(model)
+        elif model.config._attn_implementation == "sdpa" and products_are_faster(
+            next(model.parameters())
+        ):
+            install_backend(model, "segments")
 
     def describe(self) -> dict[str, Any]:
         """What a results file says of it."""
