@@ -1,0 +1,237 @@
+"""Plain products against softmax attention written out, and where they take over."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import focusft
+from focusft.method import attention, product_attention, segments
+from focusft.method.attention import SEGMENTS, install_backend
+from focusft.method.product_attention import products_are_faster
+from focusft.training.checkpointing import checkpoint_selectively
+from tests.method.helpers import CONFIG, MULTI_TURN, conversation, gradients_of, relative_error
+from tests.tiny_models import tiny_model
+
+
+@pytest.fixture
+def able(monkeypatch):
+    """A machine on which products win in bfloat16."""
+    monkeypatch.setattr(product_attention, "_multiplies_bfloat16_without_amx", lambda: True)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Products win in every precision; the shapes of the queries that they attended for."""
+    calls = []
+
+    def count(query, *args, **kwargs):
+        calls.append(tuple(query.shape))
+        return product_attention.product_attention(query, *args, **kwargs)
+
+    for module in (attention, segments):
+        monkeypatch.setattr(module, "product_attention", count)
+        monkeypatch.setattr(module, "products_are_faster", lambda like: True)
+    return calls
+
+
+def tensors(shape, seed, dtype=torch.float32):
+    batch, heads, groups, queries, keys, features = shape
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [(heads, queries), (groups, keys), (groups, keys), (heads, queries)]
+    return [torch.randn(batch, *s, features, generator=generator).to(dtype) for s in sizes]
+
+
+def reference(query, key, value, is_causal, scaling):
+    groups = query.shape[1] // key.shape[1]
+    key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
+    scores = query @ key.transpose(2, 3) * scaling
+    if is_causal:
+        later = torch.ones(scores.shape[-2:]).triu(scores.shape[3] - scores.shape[2] + 1).bool()
+        scores = scores.masked_fill(later, -torch.inf)
+    return scores.softmax(dim=-1) @ value
+
+
+SHAPES = [
+    (1, 6, 2, 5, 5, 8),
+    (2, 4, 4, 70, 70, 16),
+    (1, 4, 1, 3, 90, 8),
+    (2, 6, 3, 65, 200, 8),
+    (1, 2, 1, 1, 1, 8),
+    (1, 2, 2, 64, 129, 8),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("scores_per_block", [1, 2**19], ids=["many blocks", "one block"])
+def test_output_and_gradients_equal_attention_written_out(
+    shape, is_causal, scores_per_block, monkeypatch
+):
+    monkeypatch.setattr(product_attention, "_SCORES_PER_BLOCK", scores_per_block)
+    query, key, value, grad = tensors(shape, 0)
+    outputs, gradients = [], []
+    for attend in (
+        lambda q, k, v: product_attention.product_attention(
+            q, k, v, is_causal=is_causal, scaling=0.3
+        ),
+        lambda q, k, v: reference(q, k, v, is_causal, 0.3),
+    ):
+        leaves = [t.clone().requires_grad_() for t in (query, key, value)]
+        outputs.append(attend(*leaves))
+        gradients.append(torch.autograd.grad(outputs[-1], leaves, grad))
+    assert torch.allclose(*outputs, atol=1e-5)
+    for actual, expected in zip(*gradients, strict=True):
+        assert torch.allclose(actual, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
+def test_strided_tensors_are_read_rightly(shape):
+    query, key, value, _ = tensors(shape, 1)
+    strided = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (query, key, value)]
+    strided[1:] = [torch.cat([t, t], dim=2)[:, :, : t.shape[2]] for t in strided[1:]]
+    assert torch.equal(
+        product_attention.product_attention(query, key, value, is_causal=False),
+        product_attention.product_attention(*strided, is_causal=False),
+    )
+
+
+def test_in_bfloat16_it_is_as_near_to_float32_as_the_fused_kernel():
+    query, key, value, grad = tensors((1, 6, 2, 200, 200, 64), 2)
+
+    def gradients(attend, dtype):
+        leaves = [t.to(dtype).requires_grad_() for t in (query, key, value)]
+        output = attend(*leaves)
+        return output, *torch.autograd.grad(output, leaves, grad.to(dtype))
+
+    def fused(q, k, v):
+        return torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, is_causal=True, enable_gqa=True
+        )
+
+    def products(q, k, v):
+        return product_attention.product_attention(q, k, v, is_causal=True)
+
+    expected = gradients(fused, torch.float32)
+    for exact, ours, torchs in zip(
+        expected,
+        gradients(products, torch.bfloat16),
+        gradients(fused, torch.bfloat16),
+        strict=True,
+    ):
+        error, error_of_torch = ((t.float() - exact).norm() for t in (ours, torchs))
+        assert error < 2.5 * error_of_torch
+
+
+def test_it_is_an_operation_that_torch_knows_how_to_trace():
+    query, key, value, _ = tensors((1, 4, 2, 9, 9, 8), 3)
+    leaves = [t.requires_grad_() for t in (query, key, value)]
+    torch.library.opcheck(product_attention._attend, (*leaves, True, 0.3))
+
+
+def test_only_bfloat16_on_a_cpu_takes_it(able):
+    bfloat16 = torch.zeros(1, dtype=torch.bfloat16)
+    assert products_are_faster(bfloat16)
+    assert not products_are_faster(bfloat16.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert products_are_faster(bfloat16.float())
+    with sdpa_kernel(SDPBackend.MATH):
+        assert not products_are_faster(bfloat16)
+    assert not products_are_faster(bfloat16.to("meta"))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        replace(CONFIG, context_attention="causal"),
+        replace(CONFIG, context_attention="causal", inner_context_attention="bidirectional"),
+    ],
+    ids=["bidirectional", "causal", "inner bidirectional"],
+)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_training_step_uses_it_and_equals_the_dense_mask(config, checkpointing, counted):
+    input_ids, labels = conversation(MULTI_TURN)
+    batch = {"input_ids": input_ids[None], "labels": labels[None]}
+    model = tiny_model("llama")
+    if checkpointing:
+        checkpoint_selectively(model)
+    loss, _, gradients = gradients_of(model, config, **batch)
+    assert counted
+    dense = replace(config, attention_backend="dense")
+    dense_loss, _, dense_gradients = gradients_of(tiny_model("llama"), dense, **batch)
+    assert loss == pytest.approx(dense_loss, rel=1e-6)
+    assert relative_error(gradients, dense_gradients) < 1e-5
+
+
+def test_checkpointing_keeps_its_output_and_nothing_keeps_its_scores(counted, monkeypatch):
+    buffers = []
+
+    class CountedBuffers(product_attention._Buffers):
+        def __init__(self, *args):
+            buffers.append(args[-1])
+            super().__init__(*args)
+
+    monkeypatch.setattr(product_attention, "_Buffers", CountedBuffers)
+    input_ids, labels = conversation([(400, 20)])
+    model = tiny_model("llama").train()
+    checkpoint_selectively(model)
+    engine = focusft.attach(model, CONFIG)
+    kept = []
+
+    def pack(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model(input_ids=input_ids[None], labels=labels[None]).loss
+    forward = buffers.count(2)
+    loss.backward()
+    engine.detach()
+    assert forward > 0
+    # Not computed again in the recompute of a layer.
+    assert buffers.count(2) == forward
+    assert max(kept) < 400 * 400
+
+
+@pytest.mark.parametrize("options", [{}, {"is_causal": False}, {"softcap": None}])
+def test_an_ordinary_call_gives_what_sdpa_gives(options, counted):
+    model = tiny_model("llama")
+    input_ids = torch.arange(3, 43)[None]
+    refused = options.get("is_causal") is False
+    with torch.no_grad():
+        expected = model(input_ids=input_ids, **options).logits
+        install_backend(model, "segments")
+        assert model.config._attn_implementation == SEGMENTS
+        actual = model(input_ids=input_ids, **options).logits
+    assert bool(counted) != refused
+    assert torch.allclose(actual, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("mask", ["padding", "decoding"])
+def test_an_ordinary_call_with_a_mask_goes_to_sdpa(mask, counted):
+    model = tiny_model("llama")
+    install_backend(model, "segments")
+    input_ids = torch.arange(3, 23)[None].repeat(2, 1)
+    with torch.no_grad():
+        if mask == "padding":
+            allowed = torch.ones_like(input_ids)
+            allowed[0, :4] = 0
+            model(input_ids=input_ids, attention_mask=allowed)
+            assert not counted
+        else:
+            cache = model(input_ids=input_ids, use_cache=True).past_key_values
+            before = len(counted)
+            model(input_ids=input_ids[:, :3], past_key_values=cache)
+            assert len(counted) == before
+
+
+def test_second_derivatives_do_not_use_it(able):
+    input_ids, labels = conversation(MULTI_TURN)
+    model = tiny_model("llama")
+    engine = focusft.attach(model.train(), replace(CONFIG, inner_order=2))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(input_ids=input_ids[None], labels=labels[None]).loss.backward()
+    engine.detach()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
