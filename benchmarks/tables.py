@@ -72,6 +72,7 @@ def main() -> None:
         ("plan_check", _plan_section),
         ("generation_smollm2", _generation_section),
         ("probe_memory_smollm2", _probe_memory_section),
+        ("product_attention", _product_attention_section),
     ):
         if (RESULTS / f"{name}.json").is_file():
             lines += section(_load(name))
@@ -301,6 +302,30 @@ def _probe_memory_section(result: dict[str, Any]) -> list[str]:
     ]
     command = f"python -m benchmarks.probe_memory --json {RESULTS / 'probe_memory_smollm2.json'}"
     return [*lines, "", f"`{command}`", ""]
+
+
+def _product_attention_section(result: dict[str, Any]) -> list[str]:
+    settings = result["settings"]
+    lines = [
+        "## Attention in bfloat16 on a CPU",
+        "",
+        f"Plain matrix products (`method/product_attention.py`) beside torch's fused kernel, "
+        f"{settings['heads']} query and {settings['key_heads']} key heads of "
+        f"{settings['features']}, {settings['threads']} thread, medians of "
+        f"{settings['rounds']}. They are taken where the CPU has AVX512-BF16 and no AMX, as here.",
+        "",
+        "| tokens | mask | forward, fused / products | ratio | backward, fused / products | ratio |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in result["rows"]:
+        mask = "causal" if row["is_causal"] else "none"
+        cells = [str(row["length"]), mask]
+        for place, name in enumerate(("forward_ratio", "backward_ratio")):
+            fused, products = (1e3 * row["seconds"][way][place] for way in ("fused", "products"))
+            cells += [f"{fused:.1f} / {products:.1f} ms", f"{row[name]:.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    command = f"python -m benchmarks.product_attention --json {RESULTS / 'product_attention.json'}"
+    return [*lines, "", f"`OMP_NUM_THREADS=1 {command}`", ""]
 
 
 if __name__ == "__main__":

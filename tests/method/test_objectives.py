@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import focusft
 from focusft.method.loss import PredictedRows
 from focusft.method.objectives import inner_targets
 from focusft.method.turns import TurnLayout
@@ -109,6 +110,50 @@ def test_a_causal_outer_loop(inner):
         inner_bidirectional=inner == "bidirectional",
     )
     assert error < 1e-10
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1 / 3, 0.5, 1.0])
+def test_the_causal_steps_are_a_share_and_spread_evenly(share):
+    config = replace(CONFIG, causal_share=share)
+    is_causal = [config.outer_attention(step) == "causal" for step in range(120)]
+    assert sum(is_causal) == round(120 * share)
+    for start in range(60):
+        assert abs(sum(is_causal[start : start + 60]) - 60 * share) <= 1
+
+
+@pytest.mark.parametrize(
+    ("inner", "fraction", "order"),
+    [("same", 0.5, 1), ("causal", 0.5, 1), ("same", 1.0, 1), ("same", 0.5, 2)],
+)
+def test_with_a_causal_share_each_step_has_its_mask(inner, fraction, order):
+    config = replace(
+        CONFIG,
+        inner_context_attention=inner,
+        causal_share=0.5,
+        inner_layer_fraction=fraction,
+        inner_order=order,
+    )
+    input_ids, labels = conversation(MULTI_TURN)
+    batch = {"input_ids": input_ids[None], "labels": labels[None]}
+    bidirectional = replace(config, causal_share=0.0)
+    causal = replace(
+        bidirectional,
+        context_attention="causal",
+        inner_context_attention=bidirectional.inner_attention,
+    )
+    engine = focusft.attach(model := double_model("llama").train(), config)
+    for step, expected_config in enumerate([bidirectional, causal, bidirectional, causal]):
+        engine.step = step
+        model.zero_grad()
+        model(**batch).loss.backward()
+        actual = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        other = double_model("llama").train()
+        expected_engine = focusft.attach(other, expected_config)
+        expected_engine.step = step
+        other(**batch).loss.backward()
+        expected = {n: p.grad for n, p in other.named_parameters()}
+        assert relative_error(actual, expected) < 1e-10
+        assert engine.trace.mean_losses == pytest.approx(expected_engine.trace.mean_losses)
 
 
 @pytest.mark.parametrize("inner_step", ["fixed", "backtracking"])

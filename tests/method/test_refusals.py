@@ -296,6 +296,7 @@ BAD_VALUES = {
     "inner_order": [0, 3, "1"],
     "context_attention": ["same", "full"],
     "inner_context_attention": ["both"],
+    "causal_share": [-0.1, 1.5, float("nan"), "0.5", None],
     "context_blocks": ["turn"],
     "attention_backend": ["flash"],
     "seed": [1.5, "a", None],
@@ -314,6 +315,12 @@ def test_bad_values(option, value):
     with pytest.raises(ConfigError) as error:
         focusft.FocusConfig(**{option: value})
     assert_mends(error, f"{option}: {value!r}")
+
+
+def test_a_causal_share_of_causal_steps():
+    with pytest.raises(ConfigError) as error:
+        focusft.FocusConfig(context_attention="causal", causal_share=0.5)
+    assert_mends(error, "causal_share", "leave it out")
 
 
 @pytest.mark.parametrize("changes", [{}, {"inner_context_attention": "bidirectional"}])

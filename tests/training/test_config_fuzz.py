@@ -105,6 +105,7 @@ CHOICES = {
     "inner_target_modules": ["down_proj", "q_proj", "nothing"],
     "context_attention": ["bidirectional", "causal"],
     "inner_context_attention": ["same", "causal"],
+    "causal_share": [0.0, 0.5],
     "context_blocks": ["merged", "per_turn"],
     "attention_backend": ["auto", "segments", "dense", "flex"],
     "attn_implementation": ["sdpa", "eager"],

@@ -44,6 +44,14 @@ def test_flops_outside_attention(family, checkpointing, steps):
     assert planned == pytest.approx(counted_flops(model, config, [(70, 30)] * 2), rel=0.05)
 
 
+def test_the_flops_of_a_causal_share_are_the_mean_over_the_steps():
+    shape, setup = ModelShape.of(tiny_model("llama"), CONFIG), Setup(length=200, response_tokens=60)
+    shares = [Plan(shape, replace(CONFIG, causal_share=s), setup).total_flops for s in (0, 0.5, 1)]
+    causal = replace(CONFIG, context_attention="causal", inner_context_attention="bidirectional")
+    assert shares[2] == Plan(shape, causal, setup).total_flops
+    assert shares[1] == pytest.approx((shares[0] + shares[2]) / 2)
+
+
 def test_more_steps_length_and_devices():
     shape = ModelShape.of(tiny_model("llama"), CONFIG)
     setup = Setup(length=4096, response_tokens=64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
+from math import floor, inf
 from typing import Literal, get_args
 
 from focusft.errors import ConfigError
@@ -40,6 +40,9 @@ class FocusConfig:
         context_attention: Attention among context tokens in both loops.
         inner_context_attention: Another mask for the inner loop alone; "same" shares the outer
             one and its trunk.
+        causal_share: Share of the optimizer steps, spread evenly, whose outer loop attends
+            causally whatever `context_attention` says, so that the model also learns what it
+            meets at inference. Goes by the engine's `step`.
         context_blocks: "merged" makes adjacent context turns one bidirectional block (as
             published), "per_turn" keeps one block for each turn. Needs explicit `turn_ids`.
         attention_backend: How the mask is applied: "segments" by torch's attention kernels turn
@@ -61,6 +64,7 @@ class FocusConfig:
     inner_order: Literal[1, 2] = 1
     context_attention: ContextAttention = "bidirectional"
     inner_context_attention: InnerContextAttention = "same"
+    causal_share: float = 0.0
     context_blocks: ContextBlocks = "merged"
     attention_backend: AttentionBackend = "auto"
     seed: int = 1234
@@ -88,6 +92,7 @@ class FocusConfig:
             ("inner_alpha", (int, float), "a number"),
             ("inner_dropout", (int, float), "a number"),
             ("inner_layer_fraction", (int, float), "a number"),
+            ("causal_share", (int, float), "a number"),
             ("inner_target_modules", str, "text such as 'gate_proj,up_proj,down_proj'"),
         ):
             value = vars(self)[option]
@@ -101,10 +106,15 @@ class FocusConfig:
             ("inner_rank", self.inner_rank >= 1, "1 or more"),
             ("inner_dropout", 0 <= self.inner_dropout < 1, "at least 0 and below 1"),
             ("inner_layer_fraction", 0 < self.inner_layer_fraction <= 1, "above 0, at most 1"),
+            ("causal_share", 0 <= self.causal_share <= 1, "between 0 and 1"),
             ("inner_target_modules", bool(self.target_modules), "at least one module name"),
         ):
             if not holds:
                 raise ConfigError(f"{option}: {vars(self)[option]!r} must be {rule}")
+        if self.causal_share > 0 and self.context_attention == "causal":
+            raise ConfigError(
+                "causal_share: every step is causal with context_attention=causal; leave it out"
+            )
         if (
             self.num_inner_steps > 0
             and self.inner_objective == "context"
@@ -126,6 +136,16 @@ class FocusConfig:
         if self.inner_context_attention == "same":
             return self.context_attention
         return self.inner_context_attention
+
+    def outer_attention(self, step: int) -> ContextAttention:
+        """Attention among context tokens in the outer loop of an optimizer step."""
+        is_causal = floor((step + 1) * self.causal_share) > floor(step * self.causal_share)
+        return "causal" if is_causal else self.context_attention
+
+    @property
+    def has_one_mask(self) -> bool:
+        """Whether both loops have the same mask in every step."""
+        return self.inner_attention == self.context_attention and self.causal_share == 0
 
     @property
     def is_plain_sft(self) -> bool:

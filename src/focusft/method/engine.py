@@ -45,6 +45,7 @@ from focusft.method.inner_loop import InnerTrace, NonFiniteLossError, adapt
 from focusft.method.loss import PredictedRows, token_losses
 from focusft.method.mask_check import check_masking
 from focusft.method.objectives import inner_targets
+from focusft.method.refusals import refuse_lossy_checkpointing, refuse_recorded_states
 from focusft.method.sharding import check_wrapping, gather, gathered, keep_gathered, unhooked
 from focusft.method.top_layers import prepare_top_layers
 from focusft.method.turns import TurnLayout
@@ -65,11 +66,13 @@ class FocusCall:
         labels_BS: Tensor,
         layout: TurnLayout,
         normaliser: Tensor | int | None,
+        context_attention: ContextAttention,
     ) -> None:
         self.input_ids_BS = input_ids_BS
         self.labels_BS = labels_BS
         self.layout = layout
         self.normaliser = normaliser
+        self.context_attention = context_attention
         self.trunk_input: tuple[Tensor, dict[str, Any]] | None = None
         self.fast_weights: FastWeights | None = None
         self.is_adapting = False
@@ -171,7 +174,7 @@ class FocusEngine:
             add(attention.register_forward_pre_hook(self._activate_call, with_kwargs=True))
         if self.config.num_inner_steps == 0:
             return
-        if self.config.inner_attention != self.config.context_attention:
+        if not self.config.has_one_mask:
             first_layer = parts.layers[0]
             add(first_layer.register_forward_pre_hook(self._keep_trunk_input, with_kwargs=True))
         first_adapted = parts.adapted_layers[0]
@@ -194,8 +197,8 @@ class FocusEngine:
                 "model(input_ids=..., attention_mask=..., labels=...)"
             )
         check_wrapping(model, self._architecture.layers, self.config.inner_order)
-        self._refuse_reentrant_checkpointing()
-        self._refuse_recorded_states(kwargs)
+        refuse_lossy_checkpointing(self._architecture, self.config)
+        refuse_recorded_states(self._architecture, self.config, kwargs)
         layout = TurnLayout.from_batch(
             {**kwargs, "turn_ids": turn_ids_BS}, self.config.context_blocks
         )
@@ -204,10 +207,11 @@ class FocusEngine:
             labels_BS=kwargs.pop("labels"),
             layout=layout,
             normaliser=kwargs.pop("num_items_in_batch", None),
+            context_attention=self.config.outer_attention(self.step),
         )
         # One row of logits satisfies the stock forward; the loss comes from `_compute_loss`.
         kwargs |= {"use_cache": False, "logits_to_keep": 1, CALL: call}
-        kwargs |= self._attention(layout, self.config.context_attention).model_kwargs
+        kwargs |= self._attention(layout, call.context_attention).model_kwargs
         return args, kwargs
 
     def _keep_trunk_input(
@@ -215,7 +219,9 @@ class FocusEngine:
     ) -> None:
         """Keep what enters the first layer, for an inner loop with a mask of its own."""
         call = kwargs.get(CALL)
-        if call is not None and not call.is_adapting:
+        if call is None or call.is_adapting:
+            return
+        if call.context_attention != self.config.inner_attention:
             call.trunk_input = _split_hidden(args, kwargs)
 
     def _adapt_fast_weights(
@@ -363,7 +369,7 @@ class FocusEngine:
         is_known = (
             config.inner_step == "fixed"
             and config.inner_objective != "context"
-            and config.inner_attention == config.context_attention
+            and config.inner_attention == call.context_attention
         )
         if not is_known:
             return trace
@@ -375,34 +381,6 @@ class FocusEngine:
         counts_G = document_of_R.bincount(minlength=len(trace.has_targets))
         sums_G = losses_R.new_zeros(len(counts_G)).index_add(0, document_of_R, losses_R[is_inner_R])
         return trace.with_final_losses(sums_G / counts_G.clamp(min=1))
-
-    def _refuse_reentrant_checkpointing(self) -> None:
-        layer: Any = self._architecture.adapted_layers[0]
-        if not layer.gradient_checkpointing:
-            return
-        if layer._gradient_checkpointing_func.keywords.get("use_reentrant", True):
-            raise UnsupportedModelError(
-                "gradient checkpointing is reentrant, which loses the inner loop's gradients; "
-                "use gradient_checkpointing_kwargs={'use_reentrant': False}"
-            )
-        if self.config.inner_order == 2:
-            raise UnsupportedModelError(
-                "inner_order=2 needs the activations of the inner loop; "
-                "turn gradient checkpointing off"
-            )
-
-    def _refuse_recorded_states(self, kwargs: dict[str, Any]) -> None:
-        """The layers of the inner loop would be recorded between those of the outer one."""
-        config = self._architecture.model.config
-        for option, default in (
-            ("output_hidden_states", config.output_hidden_states),
-            ("output_attentions", config.output_attentions),
-        ):
-            if kwargs.get(option, default) and self.config.num_inner_steps > 0:
-                raise UserError(
-                    f"{option}: a training call would also return what the inner loop's layers "
-                    "computed; ask for it in eval mode or set it to False"
-                )
 
 
 def _split_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:

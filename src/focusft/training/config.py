@@ -115,6 +115,7 @@ class FocuSFTConfig(TrainingArguments, FocusConfig):
                 num_inner_steps=0,
                 context_attention="causal",
                 inner_context_attention="same",
+                causal_share=0.0,
                 inner_objective="response",
             )
         return config

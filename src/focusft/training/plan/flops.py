@@ -39,8 +39,8 @@ class Flops:
     def __add__(self, other: Flops) -> Flops:
         return Flops(*(a + b for a, b in zip(self._values, other._values, strict=True)))
 
-    def __mul__(self, factor: int) -> Flops:
-        return Flops(*(factor * value for value in self._values))
+    def __mul__(self, factor: float) -> Flops:
+        return Flops(*(round(factor * value) for value in self._values))
 
     @property
     def _values(self) -> tuple[int, ...]:
@@ -215,7 +215,28 @@ def inner_flops(shape: ModelShape, focus: FocusConfig, setup: Setup) -> dict[str
 
 
 def step_flops(shape: ModelShape, focus: FocusConfig, setup: Setup) -> dict[str, Flops]:
-    """FLOPs of one micro-batch by phase.
+    """FLOPs of one micro-batch by phase, the mean over steps with and without a causal outer mask.
+
+    The phases are those of `_phases`.
+    """
+    usual = _phases(shape, focus, setup)
+    share = focus.causal_share
+    if share == 0:
+        return usual
+    causal = dataclasses.replace(
+        focus,
+        context_attention="causal",
+        inner_context_attention=focus.inner_attention,
+        causal_share=0.0,
+    )
+    return {
+        phase: usual[phase] * (1 - share) + flops * share
+        for phase, flops in _phases(shape, causal, setup).items()
+    }
+
+
+def _phases(shape: ModelShape, focus: FocusConfig, setup: Setup) -> dict[str, Flops]:
+    """FLOPs of one micro-batch by phase, under the masks of the config.
 
     The backward of the outer loop takes twice the forward's linear maps (activations and
     weights); fast weights are constant there and pass the activation gradient on only.

@@ -1,0 +1,54 @@
+"""Settings of a training call under which its gradients or its output would be wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from focusft.errors import UnsupportedModelError, UserError
+from focusft.method.architectures import Architecture
+from focusft.method.config import FocusConfig
+
+
+def refuse_lossy_checkpointing(parts: Architecture, config: FocusConfig) -> None:
+    """Refuse checkpointing that the gradients of the inner loop do not survive.
+
+    Raises:
+        UnsupportedModelError: It is reentrant, or the hypergradient needs what it throws away.
+    """
+    layer: Any = parts.adapted_layers[0]
+    if not layer.gradient_checkpointing:
+        return
+    if layer._gradient_checkpointing_func.keywords.get("use_reentrant", True):
+        raise UnsupportedModelError(
+            "gradient checkpointing is reentrant, which loses the inner loop's gradients; "
+            "use gradient_checkpointing_kwargs={'use_reentrant': False}"
+        )
+    if config.inner_order == 2:
+        raise UnsupportedModelError(
+            "inner_order=2 needs the activations of the inner loop; turn gradient checkpointing off"
+        )
+
+
+def refuse_recorded_states(
+    parts: Architecture, config: FocusConfig, kwargs: dict[str, Any]
+) -> None:
+    """Refuse to record hidden states: the inner loop's would lie between those of the outer one.
+
+    Args:
+        parts: The model's parts.
+        config: Options of the method.
+        kwargs: What the model is called with.
+
+    Raises:
+        UserError: The call, or the model's config, asks for them.
+    """
+    defaults = parts.model.config
+    for option, default in (
+        ("output_hidden_states", defaults.output_hidden_states),
+        ("output_attentions", defaults.output_attentions),
+    ):
+        if kwargs.get(option, default) and config.num_inner_steps > 0:
+            raise UserError(
+                f"{option}: a training call would also return what the inner loop's layers "
+                "computed; ask for it in eval mode or set it to False"
+            )
