@@ -314,7 +314,7 @@ def _product_attention_section(result: dict[str, Any]) -> list[str]:
         f"{settings['features']}, {settings['threads']} thread, medians of "
         f"{settings['rounds']}. They are taken where the CPU has AVX512-BF16 and no AMX, as here.",
         "",
-        "| tokens | mask | forward, fused / products | ratio | backward, fused / products | ratio |",
+        "| tokens | mask | forward, fused / products | ratio | backward, the same | ratio |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in result["rows"]:
