@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from focusft.method.product_attention import product_attention, products_are_faster
+from focusft.method.product_attention import Segment, product_attention, products_are_faster
 from focusft.training.provenance import versions, write_json
 
 HEADS, KEY_HEADS, FEATURES = 9, 3, 64
@@ -63,7 +63,7 @@ def compare(length: int, is_causal: bool, rounds: int) -> dict[str, Any]:
         )
 
     def products() -> Tensor:
-        return product_attention(query, key, value, is_causal=is_causal)
+        return product_attention(query, key, value, [Segment(0, length, length, is_causal)])
 
     seconds: dict[str, list[tuple[float, float]]] = {"fused": [], "products": []}
     for number in range(rounds + 1):

@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import focusft
 from focusft.method import attention, product_attention, segments
 from focusft.method.attention import SEGMENTS, install_backend
-from focusft.method.product_attention import products_are_faster
+from focusft.method.product_attention import Segment, products_are_faster
 from focusft.training.checkpointing import checkpoint_selectively
 from tests.method.helpers import CONFIG, MULTI_TURN, conversation, gradients_of, relative_error
 from tests.tiny_models import tiny_model
@@ -74,7 +74,7 @@ def test_output_and_gradients_equal_attention_written_out(
     outputs, gradients = [], []
     for attend in (
         lambda q, k, v: product_attention.product_attention(
-            q, k, v, is_causal=is_causal, scaling=0.3
+            q, k, v, [Segment(0, shape[3], shape[4], is_causal)], 0.3
         ),
         lambda q, k, v: reference(q, k, v, is_causal, 0.3),
     ):
@@ -89,11 +89,12 @@ def test_output_and_gradients_equal_attention_written_out(
 @pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
 def test_strided_tensors_are_read_rightly(shape):
     query, key, value, _ = tensors(shape, 1)
+    everything = [Segment(0, shape[3], shape[4], is_causal=False)]
     strided = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (query, key, value)]
     strided[1:] = [torch.cat([t, t], dim=2)[:, :, : t.shape[2]] for t in strided[1:]]
     assert torch.equal(
-        product_attention.product_attention(query, key, value, is_causal=False),
-        product_attention.product_attention(*strided, is_causal=False),
+        product_attention.product_attention(query, key, value, everything),
+        product_attention.product_attention(*strided, everything),
     )
 
 
@@ -111,7 +112,7 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_the_fused_kernel():
         )
 
     def products(q, k, v):
-        return product_attention.product_attention(q, k, v, is_causal=True)
+        return product_attention.product_attention(q, k, v, [Segment(0, 200, 200, True)])
 
     expected = gradients(fused, torch.float32)
     for exact, ours, torchs in zip(
@@ -127,7 +128,7 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_the_fused_kernel():
 def test_it_is_an_operation_that_torch_knows_how_to_trace():
     query, key, value, _ = tensors((1, 4, 2, 9, 9, 8), 3)
     leaves = [t.requires_grad_() for t in (query, key, value)]
-    torch.library.opcheck(product_attention._attend, (*leaves, True, 0.3))
+    torch.library.opcheck(product_attention._attend, (*leaves, [0, 5, 5, 0, 5, 8, 8, 1], 0.3))
 
 
 def test_only_bfloat16_on_a_cpu_takes_it(able):
@@ -166,32 +167,34 @@ def test_a_training_step_uses_it_and_equals_the_dense_mask(config, checkpointing
 
 
 def test_checkpointing_keeps_its_output_and_nothing_keeps_its_scores(counted, monkeypatch):
-    buffers = []
+    runs, kept = [], []
 
-    class CountedBuffers(product_attention._Buffers):
+    class CountedScores(product_attention._Scores):
         def __init__(self, *args):
-            buffers.append(args[-1])
+            runs.append(args)
             super().__init__(*args)
 
-    monkeypatch.setattr(product_attention, "_Buffers", CountedBuffers)
-    input_ids, labels = conversation([(400, 20)])
-    model = tiny_model("llama").train()
-    checkpoint_selectively(model)
-    engine = focusft.attach(model, CONFIG)
-    kept = []
+    monkeypatch.setattr(product_attention, "_Scores", CountedScores)
 
     def pack(tensor):
         kept.append(tensor.numel())
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = model(input_ids=input_ids[None], labels=labels[None]).loss
-    forward = buffers.count(2)
-    loss.backward()
-    engine.detach()
-    assert forward > 0
-    # Not computed again in the recompute of a layer.
-    assert buffers.count(2) == forward
+    def step(model):
+        runs.clear()
+        counted.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            input_ids, labels = conversation([(400, 20)])
+            gradients_of(model, CONFIG, input_ids=input_ids[None], labels=labels[None])
+        return len(counted), len(runs)
+
+    calls, expected = step(tiny_model("llama"))
+    model = tiny_model("llama")
+    checkpoint_selectively(model)
+    calls_with_recompute, actual = step(model)
+    # The recompute asks for the output again, and gets the one that was kept.
+    assert calls_with_recompute > calls
+    assert actual == expected
     assert max(kept) < 400 * 400
 
 

@@ -29,7 +29,11 @@ from transformers.masking_utils import sdpa_mask
 from focusft.errors import UnsupportedModelError
 from focusft.method.config import AttentionBackend, ContextAttention
 from focusft.method.masks import dense_mask, may_attend
-from focusft.method.product_attention import product_attention, products_are_faster
+from focusft.method.product_attention import (
+    Segment,
+    product_attention,
+    products_are_faster,
+)
 from focusft.method.segments import SegmentPlan, segment_attention
 from focusft.method.turns import TurnLayout
 
@@ -233,7 +237,8 @@ def _ordinary_forward(
         and all(kwargs.get(name) is None for name in _CHANGE_SDPA)
     )
     if is_plainly_causal and dropout == 0 and products_are_faster(query):
-        output_BHSD = product_attention(query, key, value, is_causal=True, scaling=scaling)
+        everything = Segment(0, query.shape[2], key.shape[2], is_causal=True)
+        output_BHSD = product_attention(query, key, value, [everything], scaling)
         return output_BHSD.transpose(1, 2).contiguous(), None
     return sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout, scaling, **kwargs

@@ -9,13 +9,13 @@ Scores are rounded to bfloat16 before the softmax, as in the eager attention of 
 softmax itself, and the sums of the gradients of keys and values, are in float32.
 
 Shapes: B batch, H query heads, G key heads, N query heads of a key head, Q queries, K keys,
-D features of a head, R queries of a block.
+D features of a head, R queries of a block, P = B * G pairs of a row and a key head.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -50,12 +50,24 @@ def _compute_dtype(tensor: Tensor) -> torch.dtype:
     return tensor.dtype
 
 
+class Segment(NamedTuple):
+    """Queries `start` to `stop` (excluded) of a document.
+
+    They see its keys 0 to `keys`; where `is_causal`, the last one does, and each before it one
+    less. Positions count from the start of the document.
+    """
+
+    start: int
+    stop: int
+    keys: int
+    is_causal: bool | int
+
+
 def product_attention(
     query_BHQD: Tensor,
     key_BGKD: Tensor,
     value_BGKD: Tensor,
-    *,
-    is_causal: bool,
+    segments: Sequence[Segment],
     scaling: float | None = None,
 ) -> Tensor:
     """Softmax attention, [B, H, Q, D].
@@ -64,126 +76,115 @@ def product_attention(
         query_BHQD: Queries.
         key_BGKD: Keys.
         value_BGKD: Values.
-        is_causal: Each query sees the keys up to itself, where the last query is the last key.
+        segments: What the queries see. They do not overlap; a query in none gets zeros.
         scaling: Factor of the scores; 1 / sqrt(D) if None.
     """
     dtype = _compute_dtype(query_BHQD)
     factor = query_BHQD.shape[-1] ** -0.5 if scaling is None else scaling
+    # An operation of torch takes lists of numbers, and no tuples with names.
+    numbers = [int(number) for segment in segments for number in segment]
     attended: Tensor = _attend(
-        query_BHQD.to(dtype), key_BGKD.to(dtype), value_BGKD.to(dtype), is_causal, factor
+        query_BHQD.to(dtype), key_BGKD.to(dtype), value_BGKD.to(dtype), numbers, factor
     )
     return attended
 
 
-class _Block(NamedTuple):
-    """Queries `rows` of all heads, and the keys before `keys`, which are all that they see."""
+def _by_key_head(tensor: Tensor, pairs: int) -> Tensor:
+    """[B, H, Q, D] to [P, N, Q, D], or [B, G, K, D] to [P, 1, K, D]."""
+    return tensor.reshape(pairs, -1, *tensor.shape[2:])
 
-    rows: slice
-    keys: int
-    is_causal: bool
 
-    def scores(self, query: Tensor, key: Tensor, scaling: float, scores: Tensor) -> Tensor:
-        """Write the attention weights' logits to `scores`, [B * G, N * R, K]."""
-        torch.baddbmm(scores, query, key.transpose(1, 2), beta=0, alpha=scaling, out=scores)
-        if self.is_causal:
-            rows = self.rows.stop - self.rows.start
+class _Scores:
+    """The scores and weights of one block of queries after the other, in the same memory.
+
+    Asking for memory anew takes longer than half of the products.
+    """
+
+    def __init__(
+        self, query_PNQD: Tensor, key_PKD: Tensor, numbers: Sequence[int], scaling: float
+    ) -> None:
+        pairs, heads, _, _ = query_PNQD.shape
+        self._query, self._key, self._scaling = query_PNQD, key_PKD, scaling
+        segments = [Segment(*four) for four in zip(*[iter(numbers)] * 4, strict=True)]
+        self.blocks = [b for segment in segments for b in _blocks(segment, pairs * heads)]
+        largest = max(((b.stop - b.start) * b.keys for b in self.blocks), default=0)
+        self._memory = query_PNQD.new_empty(2, pairs * heads * largest)
+
+    def weights(self, block: Segment) -> tuple[Tensor, Tensor]:
+        """The weights of a block, [P, N * R, K], and memory of this shape that is free then."""
+        query = self.rows(self._query, block)
+        size = (*query.shape[:2], block.keys)
+        scores, weights = (m[: math.prod(size)].view(size) for m in self._memory)
+        key = self._key[:, : block.keys].transpose(1, 2)
+        torch.baddbmm(scores, query, key, beta=0, alpha=self._scaling, out=scores)
+        if block.is_causal:
+            rows = block.stop - block.start
             later = torch.full((rows, rows), -math.inf, dtype=scores.dtype).triu(1)
             scores.unflatten(1, (-1, rows))[..., -rows:] += later
-        return scores
+        return torch._softmax(scores, -1, False, out=weights), scores
+
+    @staticmethod
+    def rows(tensor_PNQD: Tensor, block: Segment) -> Tensor:
+        """The block's rows of all heads, [P, N * R, D]."""
+        return tensor_PNQD[:, :, block.start : block.stop].flatten(1, 2)
 
 
-def _blocks(queries: int, keys: int, heads: int, is_causal: bool) -> Iterator[_Block]:
-    rows = max(_FEWEST_ROWS, _SCORES_PER_BLOCK // (heads * keys))
-    for start in range(0, queries, rows):
-        stop = min(start + rows, queries)
-        yield _Block(slice(start, stop), keys - queries + stop if is_causal else keys, is_causal)
-
-
-class _Heads:
-    """Tensors of one call with the heads that share a key head side by side."""
-
-    def __init__(self, query_BHQD: Tensor, key_BGKD: Tensor) -> None:
-        batch, heads, self.queries, _ = query_BHQD.shape
-        self.keys = key_BGKD.shape[2]
-        self.groups = batch * key_BGKD.shape[1]
-        self.heads = batch * heads
-
-    def of_queries(self, tensor_BHQD: Tensor) -> Tensor:
-        """Reshape to [B * G, N, Q, D]."""
-        return tensor_BHQD.reshape(self.groups, -1, *tensor_BHQD.shape[2:])
-
-    def of_keys(self, tensor_BGKD: Tensor) -> Tensor:
-        """Reshape to [B * G, K, D]."""
-        return tensor_BGKD.reshape(self.groups, *tensor_BGKD.shape[2:])
-
-    def blocks(self, is_causal: bool) -> Iterator[_Block]:
-        return _blocks(self.queries, self.keys, self.heads, is_causal)
-
-
-class _Buffers:
-    """Memory for the scores of a block, used again for each: asking for it anew takes longer."""
-
-    def __init__(self, like: Tensor, heads: _Heads, is_causal: bool, count: int) -> None:
-        largest = max(
-            (block.rows.stop - block.rows.start) * block.keys for block in heads.blocks(is_causal)
-        )
-        self._memory = [like.new_empty(heads.heads * largest) for _ in range(count)]
-
-    def for_scores(self, groups: int, rows: int, keys: int) -> list[Tensor]:
-        return [m[: groups * rows * keys].view(groups, rows, keys) for m in self._memory]
+def _blocks(segment: Segment, heads: int) -> Iterator[Segment]:
+    rows = max(_FEWEST_ROWS, _SCORES_PER_BLOCK // (heads * segment.keys))
+    for start in range(segment.start, segment.stop, rows):
+        stop = min(start + rows, segment.stop)
+        keys = segment.keys - (segment.stop - stop if segment.is_causal else 0)
+        yield Segment(start, stop, keys, segment.is_causal)
 
 
 @torch.library.custom_op("focusft::product_attention", mutates_args=())
-def _attend(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scaling: float) -> Tensor:
-    heads = _Heads(query, key)
-    queries, keys, values = heads.of_queries(query), heads.of_keys(key), heads.of_keys(value)
-    output = query.new_empty(*queries.shape[:3], value.shape[3])
-    buffers = _Buffers(query, heads, is_causal, 2)
-    for block in heads.blocks(is_causal):
-        rows_of = queries[:, :, block.rows].flatten(1, 2)
-        scores, weights = buffers.for_scores(heads.groups, rows_of.shape[1], block.keys)
-        block.scores(rows_of, keys[:, : block.keys], scaling, scores)
-        torch._softmax(scores, -1, False, out=weights)
-        attended = torch.bmm(weights, values[:, : block.keys])
-        output[:, :, block.rows] = attended.unflatten(1, (queries.shape[1], -1))
-    return output.view(*query.shape[:3], value.shape[3])
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, segments: list[int], scaling: float
+) -> Tensor:
+    pairs = key.shape[0] * key.shape[1]
+    query_PNQD = _by_key_head(query, pairs)
+    key_PKD, value_PKD = (_by_key_head(t, pairs).squeeze(1) for t in (key, value))
+    output_PNQD = query.new_zeros(*query_PNQD.shape[:3], value.shape[3])
+    scores = _Scores(query_PNQD, key_PKD, segments, scaling)
+    for block in scores.blocks:
+        weights, _ = scores.weights(block)
+        attended = torch.bmm(weights, value_PKD[:, : block.keys])
+        output_PNQD[:, :, block.start : block.stop] = attended.unflatten(
+            1, (query_PNQD.shape[1], -1)
+        )
+    return output_PNQD.view(*query.shape[:3], value.shape[3])
 
 
 @_attend.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scaling: float) -> Tensor:
+def _(query: Tensor, key: Tensor, value: Tensor, segments: list[int], scaling: float) -> Tensor:
     return query.new_empty(*query.shape[:3], value.shape[3])
 
 
 @torch.library.custom_op("focusft::product_attention_backward", mutates_args=())
 def _attend_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scaling: float
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, segments: list[int], scaling: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    heads = _Heads(query, key)
-    grads, queries = heads.of_queries(grad), heads.of_queries(query)
-    keys, values = heads.of_keys(key), heads.of_keys(value)
-    query_grad = query.new_empty(queries.shape)
+    pairs = key.shape[0] * key.shape[1]
+    query_PNQD, grad_PNQD = (_by_key_head(t, pairs) for t in (query, grad))
+    key_PKD, value_PKD = (_by_key_head(t, pairs).squeeze(1) for t in (key, value))
+    query_grad = query.new_zeros(query_PNQD.shape)
     # The parts of the blocks add up in float32.
-    key_grad = keys.new_zeros(keys.shape, dtype=torch.float32)
-    value_grad = values.new_zeros(values.shape, dtype=torch.float32)
-    buffers = _Buffers(query, heads, is_causal, 3)
-    for block in heads.blocks(is_causal):
-        rows_of = queries[:, :, block.rows].flatten(1, 2)
-        grad_of = grads[:, :, block.rows].flatten(1, 2)
-        seen_keys, seen_values = keys[:, : block.keys], values[:, : block.keys]
-        scores, weights, weights_grad = buffers.for_scores(
-            heads.groups, rows_of.shape[1], block.keys
-        )
-        block.scores(rows_of, seen_keys, scaling, scores)
-        torch._softmax(scores, -1, False, out=weights)
-        value_grad[:, : block.keys] += torch.bmm(weights.transpose(1, 2), grad_of)
-        torch.bmm(grad_of, seen_values.transpose(1, 2), out=weights_grad)
+    key_grad, value_grad = (t.new_zeros(t.shape, dtype=torch.float32) for t in (key_PKD, value_PKD))
+    scores = _Scores(query_PNQD, key_PKD, segments, scaling)
+    for block in scores.blocks:
+        weights, free = scores.weights(block)
+        rows_grad = scores.rows(grad_PNQD, block)
+        value_grad[:, : block.keys] += torch.bmm(weights.transpose(1, 2), rows_grad)
+        weights_grad = torch.bmm(rows_grad, value_PKD[:, : block.keys].transpose(1, 2), out=free)
         scores_grad = torch._softmax_backward_data(
-            weights_grad, weights, -1, weights.dtype, grad_input=scores
+            weights_grad, weights, -1, weights.dtype, grad_input=free
         )
-        query_grad[:, :, block.rows] = torch.bmm(scores_grad, seen_keys).unflatten(
-            1, (queries.shape[1], -1)
+        query_grad[:, :, block.start : block.stop] = torch.bmm(
+            scores_grad, key_PKD[:, : block.keys]
+        ).unflatten(1, (query_PNQD.shape[1], -1))
+        key_grad[:, : block.keys] += torch.bmm(
+            scores_grad.transpose(1, 2), scores.rows(query_PNQD, block)
         )
-        key_grad[:, : block.keys] += torch.bmm(scores_grad.transpose(1, 2), rows_of)
     return (
         query_grad.mul_(scaling).view(query.shape),
         key_grad.mul_(scaling).to(key.dtype).view(key.shape),
@@ -193,18 +194,18 @@ def _attend_backward(
 
 @_attend_backward.register_fake
 def _(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scaling: float
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, segments: list[int], scaling: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.is_causal, ctx.scaling = inputs
+    *tensors, ctx.segments, ctx.scaling = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grads = _attend_backward(grad, *ctx.saved_tensors, ctx.is_causal, ctx.scaling)
+    grads = _attend_backward(grad, *ctx.saved_tensors, ctx.segments, ctx.scaling)
     return (*grads, None, None)
 
 

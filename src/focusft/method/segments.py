@@ -3,7 +3,7 @@
 Turn by turn: the queries of a context turn see every key from the start of their document to
 the end of the turn, which needs no mask at all. The queries of a response turn see the same keys
 causally; they go in blocks of rows, so that the only mask ever stored is one of [rows, S]. Where
-plain matrix products beat these kernels (`product_attention.py`), they do the work of a turn.
+plain matrix products beat these kernels (`product_attention.py`), they take a whole document.
 
 Shapes: B batch, H query heads, G key heads, S sequence, T tokens of one document, D features of
 a head.
@@ -20,25 +20,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from focusft.method.config import ContextAttention
-from focusft.method.product_attention import product_attention, products_are_faster
+from focusft.method.product_attention import (
+    Segment,
+    product_attention,
+    products_are_faster,
+)
 from focusft.method.turns import PADDING, TurnLayout
 
 # Response queries of one kernel call.
 ROWS_PER_CALL = 256
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Queries `start` to `stop` (excluded) of a document.
-
-    They see its keys 0 to `keys`; where `is_causal`, each those up to itself. Positions count
-    from the start of the document.
-    """
-
-    start: int
-    stop: int
-    keys: int
-    is_causal: bool
 
 
 @dataclass(frozen=True)
@@ -111,10 +101,10 @@ def _spans(documents: list[int], blocks: list[int], is_causal: list[bool]) -> It
 def _cut(segment: Segment, wanted: list[bool]) -> Segment:
     positions = [i for i in range(segment.start, segment.stop) if wanted[i]]
     if not positions:
-        return replace(segment, stop=segment.start)
+        return segment._replace(stop=segment.start)
     stop = positions[-1] + 1
     keys = stop if segment.is_causal else segment.keys
-    return replace(segment, start=positions[0], stop=stop, keys=keys)
+    return segment._replace(start=positions[0], stop=stop, keys=keys)
 
 
 def _runs(values: list[int]) -> Iterator[tuple[int, int]]:
@@ -159,21 +149,15 @@ def _attend_document(
     dropout: float,
 ) -> Iterator[Tensor]:
     """The output of a document, piece by piece."""
+    if dropout == 0 and products_are_faster(query_1HTD):
+        yield product_attention(query_1HTD, key_1GTD, value_1GTD, span.segments, scaling)
+        return
     attend = partial(_attend, scaling=scaling, dropout=dropout)
     position = 0
     for segment in span.segments:
         if segment.start > position:
             yield _zeros(query_1HTD, value_1GTD, segment.start - position)
         position = segment.stop
-        if dropout == 0 and products_are_faster(query_1HTD):
-            yield product_attention(
-                query_1HTD[:, :, segment.start : segment.stop],
-                key_1GTD[:, :, : segment.keys],
-                value_1GTD[:, :, : segment.keys],
-                is_causal=segment.is_causal,
-                scaling=scaling,
-            )
-            continue
         # A whole document without context needs no mask; other causal rows go in blocks.
         is_whole = not segment.is_causal or segment.start == 0
         rows_per_call = segment.stop - segment.start if is_whole else ROWS_PER_CALL
@@ -186,7 +170,7 @@ def _attend_document(
                 key_1GTD[:, :, :keys],
                 value_1GTD[:, :, :keys],
                 mask=mask,
-                is_causal=segment.is_causal and is_whole,
+                is_causal=bool(segment.is_causal) and is_whole,
             )
     if position < span.length:
         yield _zeros(query_1HTD, value_1GTD, span.length - position)
