@@ -1,4 +1,4 @@
-"""Write docs/study_results.md and its pictures from the committed cells of the studies.
+"""Write docs/study_results.md, its pictures and the table in README.md from the committed cells.
 
 python -m benchmarks.study_tables
 """
@@ -27,14 +27,29 @@ from focusft.statistics.paired import Average, Difference, Question, average
 SOURCE = Path("benchmarks/results/study")
 DOCS = Path("docs")
 PAGE = "study_results.md"
+README = Path("README.md")
+# The study whose claims the README shows, and where.
+README_STUDY = "smollm2"
+README_MARKS = ("<!-- claims, by python -m benchmarks.study_tables -->", "<!-- end of claims -->")
 FIGURES = ("sink_mass", "context_engagement", "needle_mass")
 
 
 def main() -> None:
-    """Write the page and its pictures."""
+    """Write the page, its pictures and the README's table."""
     folders = sorted(path for path in SOURCE.glob("*") if path.is_dir())
     for name, content in study_page([read_cells(folder) for folder in folders]).items():
         (DOCS / name).write_text(content, encoding="utf-8")
+    cells = read_cells(SOURCE / README_STUDY)
+    README.write_text(with_claims(README.read_text(encoding="utf-8"), cells), encoding="utf-8")
+
+
+def with_claims(readme: str, cells: Cells) -> str:
+    """The README with the claims of a study between its two marks."""
+    start, end = README_MARKS
+    before, _, rest = readme.partition(start)
+    _, _, after = rest.partition(end)
+    table = "\n".join(claims_table(claims(cells)))
+    return f"{before}{start}\n{table}\n{end}{after}"
 
 
 def study_page(studies: list[Cells]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.study_cells import read_cells
 from benchmarks.study_check import differing
 from benchmarks.study_claims import claims, verdict
-from benchmarks.study_tables import study_page
+from benchmarks.study_tables import README, README_STUDY, SOURCE, study_page, with_claims
 
 LENGTHS = ("512", "1024", "2048")
 
@@ -103,6 +103,12 @@ def test_partial_grids(tmp_path):
     assert found["sink mass in training"].verdict == "one seed: no interval"
     base = write(tmp_path / "base", cell("base", 0, SFT))
     assert "base (untrained)" in study_page([base])["study_results.md"]
+
+
+def test_the_readme_shows_the_committed_cells():
+    readme = README.read_text(encoding="utf-8")
+    assert "| focusft | BABILong" in readme
+    assert readme == with_claims(readme, read_cells(SOURCE / README_STUDY))
 
 
 def test_no_grid(tmp_path):
