@@ -78,7 +78,7 @@ def _judge_benchmarks(runs: Runs, comparisons: list[SuiteComparison]) -> Verdict
         if answer == "unclear":
             reasons.append(
                 "The interval holds zero: with this many questions the difference may be chance. "
-                "More questions (--samples) or more training seeds would narrow it."
+                "More questions (samples) or more training seeds would narrow it."
             )
     elif main.paired:
         reasons.append(
