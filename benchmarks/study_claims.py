@@ -48,8 +48,10 @@ def claims(cells: Cells) -> list[Claim]:
                 found.append(_points("BABILong: up to +14 points over SFT", row, rows, 14, "qa"))
             if "cwe" in tasks:
                 found.append(_points("RULER CWE: +8.2 points over SFT", row, rows, 8, "cwe"))
-        found.append(_sink(cells, arm))
-        found.append(_engagement(cells, arm))
+        # The claims are about the mask: an arm whose outer loop attends causally has nothing to show.
+        if _mask_of_training(cells, arm) == "bidirectional":
+            found.append(_sink(cells, arm))
+            found.append(_engagement(cells, arm))
     return found
 
 
@@ -138,12 +140,18 @@ def _engagement(cells: Cells, arm: str) -> Claim:
     shared = sorted(set(ours) & set(theirs))
     if not shared:
         return Claim(paper, arm, "", "", NOT_MEASURED)
-    mask = cells.by_arm[arm][shared[0]]["settings"]["train"]["resolved"]["context_attention"]
+    mask = _mask_of_training(cells, arm)
     columns = [
         _by_example([probes[seed]["examples"][which]["context_engagement"] for seed in shared])
         for probes, which in ((ours, mask), (theirs, "causal"))
     ]
     return _ratio(paper, arm, bootstrap(ratio_of_means, *columns), 1.3, f"{mask} over causal")
+
+
+def _mask_of_training(cells: Cells, arm: str) -> str:
+    """How the arm's outer loop attends the context; plain SFT attends causally."""
+    settings = next(iter(cells.by_arm[arm].values()))["settings"]["train"]["resolved"]
+    return "causal" if settings["method"] == "sft" else str(settings["context_attention"])
 
 
 def _by_example(values: list[list[float]]) -> list[float]:

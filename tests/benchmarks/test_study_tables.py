@@ -25,7 +25,8 @@ def cell(arm, seed, share, *, evaluations=("babilong",), prompts="same", sink=0.
         for task in ("qa1", "cwe")
     }
     trained = arm != "base"
-    mask = "causal" if arm == "sft" else "bidirectional"
+    mask = "causal" if arm in ("sft", "causal_outer") else "bidirectional"
+    method = "sft" if arm == "sft" else "focusft"
     figures = {
         "sink_mass": [sink] * 4,
         "context_engagement": [0.5 + 0.1 * (mask != "causal") + 0.01 * i for i in range(4)],
@@ -33,7 +34,7 @@ def cell(arm, seed, share, *, evaluations=("babilong",), prompts="same", sink=0.
     }
     return {
         "study": "s", "arm": arm, "seed": seed, "tuned": {},
-        "settings": {"train": {"resolved": {"context_attention": mask}}},
+        "settings": {"train": {"resolved": {"method": method, "context_attention": mask}}},
         "train": {
             "seconds": 600.0, "resumed": False, "inner_steps_watched": 10, "inner_steps_raised": 1,
             "log": [{"loss": 2.0}, {"probe/batch_sink_mass": sink * (1 + seed)}, {"loss": 1.0}],
@@ -54,6 +55,16 @@ def write(folder, *cells):
 
 SFT = {"512": 0.99, "1024": 0.6, "2048": 0.1}
 BETTER = {"512": 0.99, "1024": 0.8, "2048": 0.12}
+
+
+def test_an_arm_with_a_causal_mask_makes_no_claim_about_attention(tmp_path):
+    cells = write(
+        tmp_path / "s",
+        *(cell(arm, 0, SFT) for arm in ("sft", "causal_outer", "focusft")),
+    )
+    papers = {(claim.arm, claim.paper.split()[0]) for claim in claims(cells)}
+    assert ("causal_outer", "BABILong:") in papers and ("focusft", "sink") in papers
+    assert not papers & {("causal_outer", "sink"), ("causal_outer", "context")}
 
 
 def test_a_whole_grid(tmp_path):
