@@ -37,6 +37,7 @@ def main() -> None:
         print(f"{name}: {value}")
     if options.json:
         settings = {name: value for name, value in vars(options).items() if name != "json"}
+        settings["threads"] = torch.get_num_threads()
         write_json(options.json, result | {"settings": settings, "versions": versions()})
 
 

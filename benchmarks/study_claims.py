@@ -48,7 +48,7 @@ def claims(cells: Cells) -> list[Claim]:
                 found.append(_points("BABILong: up to +14 points over SFT", row, rows, 14, "qa"))
             if "cwe" in tasks:
                 found.append(_points("RULER CWE: +8.2 points over SFT", row, rows, 8, "cwe"))
-        # The claims are about the mask: an arm whose outer loop attends causally has nothing to show.
+        # These are claims about the mask: an arm whose outer loop is causal has nothing to show.
         if _mask_of_training(cells, arm) == "bidirectional":
             found.append(_sink(cells, arm))
             found.append(_engagement(cells, arm))

@@ -210,19 +210,33 @@ def _length_section(result: dict[str, Any]) -> list[str]:
 
 
 def _profile_section(efficiency: dict[str, Any]) -> list[str]:
+    settings, peak = efficiency["settings"], efficiency["peak_flops_per_second"]
+    products = efficiency["other_flops"] / efficiency["product_seconds"] / peak
     lines = [
         "## Where the time of a step goes",
         "",
-        f"{efficiency['settings']['length']} tokens, forward and backward, self time by operation "
-        f"as torch's profiler shares it out; together {efficiency['seconds']:.1f} s, at "
-        f"{efficiency['fraction_of_peak']:.2f} of the matmul peak outside attention.",
+        f"{settings['length']} tokens, float32, {_threads(settings)}, forward and backward, self "
+        f"time by operation as torch's profiler shares it out; together "
+        f"{efficiency['seconds']:.1f} s, at {efficiency['fraction_of_peak']:.2f} of the matmul "
+        f"peak outside attention (goal: 0.7). The matrix products alone reach {products:.2f} of "
+        "it; the rest is element-wise work.",
         "",
         "| operation | seconds |",
         "| --- | --- |",
     ]
     lines += [f"| `{op}` | {seconds:.2f} |" for op, seconds in efficiency["operations"].items()]
     command = f"python -m benchmarks.efficiency --json {RESULTS / 'efficiency_smollm2_1024.json'}"
-    return [*lines, "", f"`{command}`", ""]
+    return [*lines, "", f"`{_environment(settings)}{command}`", ""]
+
+
+def _threads(settings: dict[str, Any]) -> str:
+    """How many threads a benchmark used, in words."""
+    return "one thread" if settings["threads"] == 1 else f"{settings['threads']} threads"
+
+
+def _environment(settings: dict[str, Any]) -> str:
+    """What to write before a command so that it uses as many threads."""
+    return f"OMP_NUM_THREADS={settings['threads']} "
 
 
 def _plan_section(check: dict[str, Any]) -> list[str]:
@@ -267,7 +281,7 @@ def _generation_section(result: dict[str, Any]) -> list[str]:
         "## Generation beside lm-eval",
         "",
         f"{len(tokens)} prompts of {min(tokens)} to {max(tokens)} tokens, {settings['dtype']}, "
-        f"{settings['rounds']} rounds.",
+        f"{_threads(result)}, {settings['rounds']} rounds.",
         "",
         "| | ours | lm-eval's hf backend | times faster | goal |",
         "| --- | --- | --- | --- | --- |",
@@ -277,9 +291,9 @@ def _generation_section(result: dict[str, Any]) -> list[str]:
             for title, name, ratio, goal in rows
         ),
         "",
-        f"`python -m benchmarks.generation --dtype {settings['dtype']} --lengths "
-        f"{' '.join(map(str, settings['lengths']))} --samples {settings['samples']} --rounds "
-        f"{settings['rounds']} --json {RESULTS / 'generation_smollm2.json'}`",
+        f"`{_environment(result)}python -m benchmarks.generation --dtype {settings['dtype']} "
+        f"--lengths {' '.join(map(str, settings['lengths']))} --samples {settings['samples']} "
+        f"--rounds {settings['rounds']} --json {RESULTS / 'generation_smollm2.json'}`",
         "",
     ]
 
