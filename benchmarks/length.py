@@ -37,22 +37,20 @@ def main() -> None:
     options = parser.parse_args()
 
     lengths = [int(length) for length in options.lengths.split(",")]
-    result: dict[str, dict[str, dict[str, object]]] = {name: {} for name in TRAINERS}
+    result: dict[str, dict[str, dict[str, float | str]]] = {name: {} for name in TRAINERS}
     for name in TRAINERS:
         own_gb = _step(name, 64 + options.response, options)["peak_gb"]
         for length in lengths:
+            found: dict[str, float | str]
             try:
                 step = _step(name, length, options)
+                above = step["peak_gb"] - own_gb
+                found = {"seconds": step["seconds"], "above_model_gb": above}
+                said = f"{step['seconds']:.1f} s, {above:.2f} GB above the model"
             except WorkerDiedError as error:
-                result[name][str(length)] = {"failed": str(error)}
-                print(f"{name} {length}: {error}", flush=True)
-                break
-            above = step["peak_gb"] - own_gb
-            result[name][str(length)] = {"seconds": step["seconds"], "above_model_gb": above}
-            print(
-                f"{name} {length}: {step['seconds']:.1f} s, {above:.2f} GB above the model",
-                flush=True,
-            )
+                found, said = {"failed": str(error).splitlines()[0]}, str(error)
+            result[name][str(length)] = found
+            print(f"{name} {length}: {said}", flush=True)
             if options.json:
                 write_json(
                     options.json,
@@ -62,6 +60,8 @@ def main() -> None:
                         "versions": versions(),
                     },
                 )
+            if "failed" in found:
+                break
 
 
 def _step(name: str, length: int, options: argparse.Namespace) -> dict[str, float]:
