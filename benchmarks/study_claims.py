@@ -68,6 +68,11 @@ def claims_table(found: list[Claim]) -> list[str]:
     ]
 
 
+def seed_count(seeds: int) -> str:
+    """A number of training seeds, in words."""
+    return f"{seeds} seed{'' if seeds == 1 else 's'}"
+
+
 def _points(paper: str, row: Row, rows: list[Row], goal: float, prefix: str) -> Claim:
     """Difference at the longest length where the baseline is neither at chance nor saturated."""
     name = row.arm if row.evaluation in ("babilong", "ruler") else f"{row.arm}, {row.evaluation}"
@@ -93,7 +98,7 @@ def _points(paper: str, row: Row, rows: list[Row], goal: float, prefix: str) -> 
             paper,
             name,
             f"{100 * found.mean:+.1f} at {length_name(int(length))} ({BASELINE} "
-            f"{100 * found.second:.1f}, {min(found.runs)} seeds)",
+            f"{100 * found.second:.1f}, {seed_count(min(found.runs))})",
             f"{100 * found.low:+.1f} to {100 * found.high:+.1f}",
             verdict(100 * found.mean, 100 * found.low, 100 * found.high, goal, nothing=0),
         )
@@ -119,7 +124,7 @@ def _sink(cells: Cells, arm: str) -> Claim:
     if not shared:
         return Claim(paper, arm, "", "", NOT_MEASURED)
     columns = [theirs[seed] for seed in shared], [ours[seed] for seed in shared]
-    return _ratio(paper, arm, bootstrap(ratio_of_means, *columns), 529, f"{len(shared)} seeds")
+    return _ratio(paper, arm, bootstrap(ratio_of_means, *columns), 529, seed_count(len(shared)))
 
 
 def _batch_sink(cells: Cells, arm: str) -> dict[int, float]:

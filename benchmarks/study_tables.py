@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.held_out_tables import held_out_section
 from benchmarks.study_cells import (
     BASELINE,
     MASKS,
@@ -19,12 +20,13 @@ from benchmarks.study_cells import (
     probe_runs,
     read_cells,
 )
-from benchmarks.study_claims import claims, claims_table
+from benchmarks.study_claims import claims, claims_table, seed_count
 from benchmarks.study_picture import Bar, differences_svg
 from focusft.evaluation.items import length_name
 from focusft.statistics.paired import Average, Difference, Question, average
 
 SOURCE = Path("benchmarks/results/study")
+HELD_OUT = Path("benchmarks/results/held_out")
 DOCS = Path("docs")
 PAGE = "study_results.md"
 README = Path("README.md")
@@ -71,7 +73,7 @@ def study_page(studies: list[Cells]) -> dict[str, str]:
         section, picture = _section(cells)
         if picture:
             files[f"study_{cells.name}.svg"] = picture
-        lines += section
+        lines += [*section, "", *held_out_section(HELD_OUT / cells.name)]
     if not any(cells.by_arm for cells in studies):
         lines += ["No cell is finished yet.", ""]
     return {PAGE: "\n".join(lines), **files}
@@ -80,7 +82,7 @@ def study_page(studies: list[Cells]) -> dict[str, str]:
 def _section(cells: Cells) -> tuple[list[str], str]:
     rows = cells.rows()
     present = ", ".join(
-        f"{arm} {'(untrained)' if seeds[min(seeds)]['train'] is None else _seeds(seeds)}"
+        f"{arm} ({'untrained' if seeds[min(seeds)]['train'] is None else seed_count(len(seeds))})"
         for arm, seeds in cells.by_arm.items()
     )
     found = claims(cells)
@@ -97,10 +99,6 @@ def _section(cells: Cells) -> tuple[list[str], str]:
     for task in dict.fromkeys(question.task for row in rows for question in _questions(row)):
         lines += [f"### {task}", "", *_task_table(task, rows), ""]
     return [*lines, *_probe_table(cells), *_training_table(cells)], picture
-
-
-def _seeds(seeds: dict[int, Any]) -> str:
-    return f"({len(seeds)} seed{'s' if len(seeds) > 1 else ''})"
 
 
 def _questions(row: Row) -> list[Question]:

@@ -110,7 +110,7 @@ def test_partial_grids(tmp_path):
     )
     assert "| focusft | babilong | 2 |" in study_page([two])["study_results.md"]
     found = {claim.paper.split(":")[0]: claim for claim in claims(two)}
-    assert "1 seeds" in found["BABILong"].here
+    assert "1 seed)" in found["BABILong"].here
     assert found["sink mass in training"].verdict == "one seed: no interval"
     base = write(tmp_path / "base", cell("base", 0, SFT))
     assert "base (untrained)" in study_page([base])["study_results.md"]
