@@ -3,9 +3,10 @@
 python -m benchmarks.held_out --data F.jsonl --model NAME=FOLDER [NAME=FOLDER ..] --json out.json
 
 The data is that of `focusft data make --split held_out --answer_style sentence`. A question about a
-place counts where the answer names that place and no other; of the words or variables that are
-asked for counts the share that the answer names. Every model answers causally; `--bidirectional`
-names those that answer once more with the prompt read under the mask of training.
+place counts where the answer names that place and no other but those in the question; of the words
+or variables that are asked for counts the share that the answer names. Every model answers
+causally; `--bidirectional` names those that answer once more with the prompt read under the mask of
+training.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from focusft.demo import names_only
+from focusft.data.worlds import LOCATIONS
 from focusft.evaluation.generation import Prompt
 from focusft.evaluation.generation.local import LocalGenerator, Prefill
 from focusft.training.models import load_model, load_tokenizer
@@ -35,21 +36,27 @@ def main() -> None:
     options = parser.parse_args()
     data = {path.stem: _rows(path) for path in options.data}
     scores: dict[str, dict[str, dict[str, dict[str, list[float]]]]] = {}
+    answers: dict[str, dict[str, dict[str, list[str]]]] = {}
     for name, folder in (entry.split("=", 1) for entry in options.model):
         model = load_model(folder, dtype="bfloat16")
         tokenizer = load_tokenizer(folder)
-        scores[name] = {}
+        scores[name], answers[name] = {}, {}
         prefills: list[Prefill] = ["causal"]
         if name in options.bidirectional:
             prefills.append("bidirectional")
         for prefill in prefills:
             generator = LocalGenerator(model, tokenizer, prefill=prefill)
+            written = {source: _answers(generator, rows) for source, rows in data.items()}
+            answers[name][prefill] = written
             scores[name][prefill] = {
-                source: by_task(rows, _answers(generator, rows)) for source, rows in data.items()
+                source: by_task(rows, written[source]) for source, rows in data.items()
             }
             print(name, prefill, _means(scores[name][prefill]), flush=True)
         facts = {source: _facts(rows) for source, rows in data.items()}
-        write_json(options.json, {"scores": scores, "data": facts, "versions": versions()})
+        write_json(
+            options.json,
+            {"scores": scores, "answers": answers, "data": facts, "versions": versions()},
+        )
 
 
 def by_task(rows: list[dict[str, Any]], answers: list[str]) -> dict[str, list[float]]:
@@ -68,10 +75,13 @@ def score(meta: dict[str, Any], answer: str) -> float:
         answer: What the model wrote.
     """
     if meta["task"].startswith("qa"):
-        return float(names_only(answer, meta["answer"]))
+        others = set(LOCATIONS) - {meta["answer"]}
+        asked = {place for place in LOCATIONS if place in meta["question"]}
+        named = {place for place in LOCATIONS if place in answer.casefold()}
+        return float(meta["answer"] in named and not named & (others - asked))
     wanted = re.findall(r"[A-Za-z]+", meta["answer"])
-    named = set(re.findall(r"[A-Za-z]+", answer))
-    return sum(word in named for word in wanted) / len(wanted)
+    written = set(re.findall(r"[A-Za-z]+", answer))
+    return sum(word in written for word in wanted) / len(wanted)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -30,8 +30,7 @@ HELD_OUT = Path("benchmarks/results/held_out")
 DOCS = Path("docs")
 PAGE = "study_results.md"
 README = Path("README.md")
-# The study whose claims the README shows, and where.
-README_STUDY = "smollm2"
+# Where the README shows the claims of every study.
 README_MARKS = ("<!-- claims, by python -m benchmarks.study_tables -->", "<!-- end of claims -->")
 FIGURES = ("sink_mass", "context_engagement", "needle_mass")
 
@@ -39,19 +38,21 @@ FIGURES = ("sink_mass", "context_engagement", "needle_mass")
 def main() -> None:
     """Write the page, its pictures and the README's table."""
     folders = sorted(path for path in SOURCE.glob("*") if path.is_dir())
-    for name, content in study_page([read_cells(folder) for folder in folders]).items():
+    studies = [read_cells(folder) for folder in folders]
+    for name, content in study_page(studies).items():
         (DOCS / name).write_text(content, encoding="utf-8")
-    cells = read_cells(SOURCE / README_STUDY)
-    README.write_text(with_claims(README.read_text(encoding="utf-8"), cells), encoding="utf-8")
+    README.write_text(with_claims(README.read_text(encoding="utf-8"), studies), encoding="utf-8")
 
 
-def with_claims(readme: str, cells: Cells) -> str:
-    """The README with the claims of a study between its two marks."""
+def with_claims(readme: str, studies: list[Cells]) -> str:
+    """The README with the claims of the studies between its two marks."""
     start, end = README_MARKS
     before, _, rest = readme.partition(start)
     _, _, after = rest.partition(end)
-    table = "\n".join(claims_table(claims(cells)))
-    return f"{before}{start}\n{table}\n{end}{after}"
+    tables = []
+    for cells in studies:
+        tables += [f"Study `{cells.name}`:", "", *claims_table(claims(cells)), ""]
+    return "\n".join([f"{before}{start}", *tables, f"{end}{after}"])
 
 
 def study_page(studies: list[Cells]) -> dict[str, str]:

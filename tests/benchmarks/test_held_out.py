@@ -7,7 +7,8 @@ import pytest
 from benchmarks.held_out import by_task, score
 from benchmarks.held_out_tables import held_out_section
 
-PLACE = {"task": "qa2", "answer": "garden"}
+PLACE = {"task": "qa2", "question": "Where is the milk?", "answer": "garden"}
+BEFORE = {"task": "qa3", "question": "Where was it before the garden?", "answer": "office"}
 WORDS = {"task": "cwe", "answer": "1. butufu 2. kidibu 3. dakulu 4. tinidu"}
 VARIABLES = {"task": "vt", "answer": "ZSCQ OKXU"}
 
@@ -18,6 +19,9 @@ VARIABLES = {"task": "vt", "answer": "ZSCQ OKXU"}
         (PLACE, "The milk is in the garden.", 1),
         (PLACE, "The milk is in the garden or the kitchen.", 0),
         (PLACE, "I do not know.", 0),
+        (BEFORE, "It was in the office before the garden.", 1),
+        (BEFORE, "It was in the kitchen before the garden.", 0),
+        (BEFORE, "It was in the garden.", 0),
         (WORDS, "They are: 1. dakulu 2. butufu 3. dakulu 4. other", 0.5),
         (WORDS, "", 0),
         (VARIABLES, "2 variables are assigned the value 98003, they are: OKXU ZSCQ", 1),
