@@ -38,9 +38,9 @@ def read(name):
 
 
 def without_times(value):
-    """Also without the commit: this repository may get one while the test runs."""
+    """Also without the commit (this repository may get one meanwhile) and the data cache."""
     if isinstance(value, dict):
-        left_out = ("seconds", "resumed", "commit")
+        left_out = ("seconds", "resumed", "commit", "cached")
         return {k: without_times(v) for k, v in value.items() if k not in left_out}
     return [without_times(v) for v in value] if isinstance(value, list) else value
 
