@@ -187,6 +187,22 @@ def test_training_learns_and_logs_the_inner_loop(tmp_path):
     assert line["tokens_per_second"] > line["response_tokens_per_second"] > 0
 
 
+def test_a_line_of_the_log_over_steps_with_different_masks(tmp_path):
+    each = trainer(tmp_path / "each", causal_share=0.5)
+    each.train()
+    both = trainer(tmp_path / "both", causal_share=0.5, logging_steps=2)
+    both.train()
+    single = [entry for entry in each.state.log_history if "loss" in entry]
+    # The loss after the last inner step is that of an outer loop with the mask of the inner one.
+    assert ["inner_loss_2" in line for line in single] == [True, False, True, False]
+    for number, line in enumerate(entry for entry in both.state.log_history if "loss" in entry):
+        first, second = single[2 * number : 2 * number + 2]
+        assert line["inner_loss_2"] == pytest.approx(first["inner_loss_2"])
+        assert line["inner_loss_1"] == pytest.approx(
+            (first["inner_loss_1"] + second["inner_loss_1"]) / 2
+        )
+
+
 def test_validation_is_that_of_the_unadapted_model(tmp_path):
     run = trainer(tmp_path)
     metrics = run.evaluate()

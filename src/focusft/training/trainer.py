@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -303,8 +304,10 @@ class FocuSFTTrainer(ResumableTrainer):
         }
         traces = [trace for trace in window.traces if trace.has_targets.any()]
         if traces:
-            for step, losses in enumerate(zip(*(t.mean_losses for t in traces), strict=True)):
-                metrics[f"inner_loss_{step}"] = sum(losses) / len(losses)
+            # Where the outer loop has another mask than the inner one, the last loss is not known.
+            for step, losses in enumerate(zip_longest(*(t.mean_losses for t in traces))):
+                known = [loss for loss in losses if loss is not None]
+                metrics[f"inner_loss_{step}"] = sum(known) / len(known)
             watched = sum(trace.steps_watched for trace in traces)
             if watched:
                 raised = sum(trace.steps_raised for trace in traces)
