@@ -1,16 +1,24 @@
 """Settings for every test: offline, one seed, deterministic kernels, two threads."""
 
 import os
+import shutil
+import tempfile
 
 # Before any import of transformers or datasets: no test reaches for a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Tokenised data of an earlier run, or of the user's, would be taken for that of this one.
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="focusft-tests-")
 
 import pytest
 import torch
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 torch.use_deterministic_algorithms(True)
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["HF_DATASETS_CACHE"])
 
 
 @pytest.fixture(autouse=True)
