@@ -33,6 +33,8 @@ README = Path("README.md")
 # Where the README shows the claims of every study.
 README_MARKS = ("<!-- claims, by python -m benchmarks.study_tables -->", "<!-- end of claims -->")
 FIGURES = ("sink_mass", "context_engagement", "needle_mass")
+# Arms with the same masks, with an inner loop and without.
+INNER_LOOPS = (("focusft", "bidirectional_sft"), ("causal_focusft", BASELINE))
 
 
 def main() -> None:
@@ -99,6 +101,7 @@ def _section(cells: Cells) -> tuple[list[str], str]:
         lines += [*_tuning(cells.tuning), ""]
     for task in dict.fromkeys(question.task for row in rows for question in _questions(row)):
         lines += [f"### {task}", "", *_task_table(task, rows), ""]
+    lines += _inner_loop_table(rows)
     return [*lines, *_probe_table(cells), *_training_table(cells)], picture
 
 
@@ -133,6 +136,42 @@ def _task_table(task: str, rows: list[Row]) -> list[str]:
             shown.append(text)
         lines.append(f"| {row.arm} | {row.evaluation} | {len(row.runs)} | {' | '.join(shown)} |")
     return lines
+
+
+def _inner_loop_table(rows: list[Row]) -> list[str]:
+    tasks = list(dict.fromkeys(question.task for row in rows for question in _questions(row)))
+    lines = []
+    for arm, without in INNER_LOOPS:
+        for row in (row for row in rows if row.arm == arm):
+            other = next(
+                (o for o in rows if (o.arm, o.evaluation) == (without, row.evaluation)), None
+            )
+            if other is None or other.prompts != row.prompts:
+                continue
+            shown = []
+            for task in tasks:
+
+                def keep(question: Question, task: str = task) -> bool:
+                    return question.task == task
+
+                found = compare(row, other, keep)
+                shown.append("-" if found is None else _difference(found))
+            seeds = len(row.runs.keys() & other.runs.keys())
+            lines.append(
+                f"| {arm} | {without} | {row.evaluation} | {seeds} | {' | '.join(shown)} |"
+            )
+    if not lines:
+        return []
+    return [
+        "### What the inner loop adds",
+        "",
+        "Points of an arm over the one with the same masks and no inner loop, means over lengths.",
+        "",
+        f"| with | without | evaluation | seeds | {' | '.join(tasks)} |",
+        f"| --- | --- | --- | --- |{' --- |' * len(tasks)}",
+        *lines,
+        "",
+    ]
 
 
 def _score(found: Average | None) -> str:

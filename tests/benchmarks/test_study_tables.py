@@ -97,6 +97,24 @@ def test_a_whole_grid(tmp_path):
     assert engagement.verdict == "better than SFT, below the goal"
 
 
+def test_what_the_inner_loop_adds_is_paired_with_the_same_masks(tmp_path):
+    cells = write(
+        tmp_path / "s",
+        cell("sft", 0, SFT),
+        cell("bidirectional_sft", 0, SFT),
+        cell("focusft", 0, BETTER),
+        cell("causal_focusft", 0, SFT, prompts="others"),
+    )
+    page = study_page([cells])["study_results.md"]
+    section = page.partition("### What the inner loop adds")[2].partition("###")[0]
+    lines = [line for line in section.splitlines() if "focusft" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("| focusft | bidirectional_sft | babilong | 1 | **+")
+    # Neither stands beside the baseline, which has no mask of context.
+    alone = study_page([write(tmp_path / "t", cell("sft", 0, SFT), cell("focusft", 0, BETTER))])
+    assert "What the inner loop adds" not in alone["study_results.md"]
+
+
 def test_partial_grids(tmp_path):
     one = write(tmp_path / "one", cell("focusft", 0, BETTER))
     page = study_page([one])["study_results.md"]
