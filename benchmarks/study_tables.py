@@ -99,9 +99,10 @@ def _section(cells: Cells) -> tuple[list[str], str]:
         lines += [f"![{title}](study_{cells.name}.svg)", ""]
     if cells.tuning:
         lines += [*_tuning(cells.tuning), ""]
-    for task in dict.fromkeys(question.task for row in rows for question in _questions(row)):
+    tasks = list(dict.fromkeys(question.task for row in rows for question in _questions(row)))
+    for task in tasks:
         lines += [f"### {task}", "", *_task_table(task, rows), ""]
-    lines += _inner_loop_table(rows)
+    lines += _inner_loop_table(tasks, rows)
     return [*lines, *_probe_table(cells), *_training_table(cells)], picture
 
 
@@ -138,15 +139,13 @@ def _task_table(task: str, rows: list[Row]) -> list[str]:
     return lines
 
 
-def _inner_loop_table(rows: list[Row]) -> list[str]:
-    tasks = list(dict.fromkeys(question.task for row in rows for question in _questions(row)))
+def _inner_loop_table(tasks: list[str], rows: list[Row]) -> list[str]:
+    by_key = {(row.arm, row.evaluation, row.prompts): row for row in rows}
     lines = []
     for arm, without in INNER_LOOPS:
         for row in (row for row in rows if row.arm == arm):
-            other = next(
-                (o for o in rows if (o.arm, o.evaluation) == (without, row.evaluation)), None
-            )
-            if other is None or other.prompts != row.prompts:
+            other = by_key.get((without, row.evaluation, row.prompts))
+            if other is None:
                 continue
             shown = []
             for task in tasks:
