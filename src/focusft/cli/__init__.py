@@ -18,12 +18,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 on success, 2 for an error that the user can mend, 130 when interrupted, 143 when
         terminated.
     """
-    parser = make_parser()
-    options, rest = parser.parse_known_args(arguments)
-    if rest and options.command not in ("train", "plan"):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options, rest = make_parser().parse_known_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
+        if rest and options.command not in ("train", "plan"):
+            raise UserError(
+                f"command line: unknown: {' '.join(rest)}; see 'focusft {options.command} --help'"
+            )
         options.run(options, rest)
     except UserError as error:
         print(f"focusft: error: {' '.join(str(error).split())}", file=sys.stderr)
