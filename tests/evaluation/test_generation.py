@@ -258,6 +258,21 @@ def test_out_of_memory_halves_the_batch_until_it_fits(monkeypatch):
         complete(LocalGenerator(tiny(), tokenizer), prompts)
 
 
+def test_a_batch_has_prompts_of_one_length_or_answers_of_one_length():
+    def batches(lengths, rooms):
+        prompts = [
+            ask("a" * length, max_new_tokens=room)
+            for length, room in zip(lengths, rooms, strict=True)
+        ]
+        generator = LocalGenerator(tiny(), tiny_tokenizer(), batch_size=2)
+        return generator.batches(prompts)
+
+    # Short answers are not kept waiting for long ones ..
+    assert batches([40, 41, 42, 43], [90, 2, 90, 2]) == [[2, 0], [3, 1]]
+    # .. but where all take about as long, short prompts are not padded to the long ones.
+    assert batches([10, 400, 10, 400], [30, 31, 31, 30]) == [[1, 3], [2, 0]]
+
+
 def test_the_batch_is_as_big_as_memory_allows(monkeypatch):
     tokenizer, prompts = tiny_tokenizer(), [ask(text) for text in TEXTS]
     generator = LocalGenerator(tiny(), tokenizer)

@@ -44,6 +44,7 @@ class BatchSizes:
         on_cpu = model.device.type == "cpu"
         self.prefill_tokens = PREFILL_TOKENS_ON_CPU if on_cpu else PREFILL_TOKENS
         self.bytes_per_token = _bytes_per_token(model)
+        self._weights = sum(weight.nbytes for weight in model.parameters())
         self._model = model
         self._fixed = fixed
         self.most = fixed or (MOST_ROWS_ON_CPU if on_cpu else MOST_ROWS)
@@ -52,20 +53,40 @@ class BatchSizes:
         """Size of the next batch.
 
         Args:
-            lengths: Most tokens, answer included, of each prompt that waits, the longest first.
+            lengths: Most tokens, answer included, of each prompt that waits, the next first.
         """
         if self._fixed is not None:
             return min(self.most, len(lengths))
-        in_flight = max(self.prefill_tokens, lengths[0])
+        free = _MEMORY_SHARE * free_memory(self._model.device)
+        size, longest = 0, 0
+        for length in lengths[: self.most]:
+            longest = max(longest, length)
+            if size and self._bytes(size + 1, longest) > free:
+                break
+            size += 1
+        return size
+
+    def _bytes(self, size: int, longest: int) -> int:
+        """Most memory that a batch takes, with `longest` tokens of its longest prompt."""
         config = self._model.config.get_text_config(decoder=True)
         activations = _HIDDEN_SIZES_IN_FLIGHT * config.hidden_size * self._model.dtype.itemsize
         # The keys and values of a prefill call are there twice until they are moved.
-        prefill = in_flight * (activations + self.bytes_per_token)
+        prefill = max(self.prefill_tokens, longest) * (activations + self.bytes_per_token)
         # Logits, and when sampling their probabilities, order and sums, of up to 8 bytes each.
         logits = 5 * 8 * config.vocab_size
-        room = _MEMORY_SHARE * free_memory(self._model.device) - prefill
-        fitting = max(1, int(room // (lengths[0] * self.bytes_per_token + logits)))
-        return min(fitting, self.most, len(lengths))
+        return prefill + size * (longest * self.bytes_per_token + logits)
+
+    def decoding_cost(self, lengths: Sequence[Sequence[int]], rooms: Sequence[int]) -> int:
+        """Bytes that decoding reads at most: the weights and the cache, in each step.
+
+        Args:
+            lengths: Most tokens, answer included, of each prompt of each batch.
+            rooms: Most tokens of an answer of each batch.
+        """
+        return sum(
+            room * (self._weights + len(batch) * max(batch) * self.bytes_per_token)
+            for batch, room in zip(lengths, rooms, strict=True)
+        )
 
     def halve(self, size: int, tokens: int) -> None:
         """Make batches smaller after one of `size` prompts has run out of memory.

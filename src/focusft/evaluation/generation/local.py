@@ -151,19 +151,33 @@ class LocalGenerator:
         }
 
     def batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """As many prompts together as memory holds, the longest first: a lack shows at once.
+        """As many prompts together as memory holds, of one length or one answer's length.
+
+        Prompts of one length share a cache without padding, answers of one length end together:
+        whichever makes decoding read less. Within that the longest come first.
 
         Raises:
             DataError: As in `complete`.
         """
-        waiting = [self._job(index, prompt) for index, prompt in enumerate(prompts)]
-        waiting.sort(key=lambda job: -job.length)
+        jobs = [self._job(index, prompt) for index, prompt in enumerate(prompts)]
+        by_length = self._cut(sorted(jobs, key=lambda job: -job.length))
+        by_room = self._cut(sorted(jobs, key=lambda job: (-job.limits.room, -job.length)))
+        cheaper = min(by_length, by_room, key=self._decoding_cost)
+        return [[job.index for job in batch] for batch in cheaper]
+
+    def _cut(self, waiting: list[_Job]) -> list[list[_Job]]:
         batches = []
         while waiting:
             size = self._sizes.next([job.length for job in waiting])
-            batches.append([job.index for job in waiting[:size]])
+            batches.append(waiting[:size])
             waiting = waiting[size:]
         return batches
+
+    def _decoding_cost(self, batches: list[list[_Job]]) -> int:
+        return self._sizes.decoding_cost(
+            [[job.length for job in batch] for batch in batches],
+            [max(job.limits.room for job in batch) for batch in batches],
+        )
 
     def complete(
         self, prompts: Sequence[Prompt], batches: Sequence[Sequence[int]] | None = None
