@@ -37,7 +37,8 @@ from focusft.training.config import FocuSFTConfig
 from focusft.training.models import load_model, load_tokenizer
 from focusft.training.probe_results import MASKS, Measured, probe_results
 from focusft.training.provenance import versions, write_json
-from focusft.training.trainer import FocuSFTTrainer, response_loss
+from focusft.training.trainer import FocuSFTTrainer
+from focusft.training.validation import response_loss
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.distributed.processes import run
-from tests.distributed.trainer_scenarios import train
+from tests.distributed.trainer_scenarios import spoil_one_rank, train, validate
 
 TOLERANCE = 1e-5
 
@@ -58,3 +58,17 @@ def test_fsdp2_resumes_on_other_numbers_of_processes(
         after, train, tmp_path / "then", "fsdp2", tied, str(first / "checkpoint-2"), state_dict
     )
     assert_same(resumed, expected, last=2)
+
+
+def test_validation_counts_each_row_once_and_all_processes_end_with_the_best(tmp_path):
+    (expected,) = run(1, validate, tmp_path / "one")
+    for result in run(2, validate, tmp_path / "two"):
+        assert result["is_best"] and result["best"] == expected["best"]
+        for mine, its in zip(result["eval"], expected["eval"], strict=True):
+            assert mine == pytest.approx(its, rel=TOLERANCE)
+
+
+def test_a_process_that_goes_astray_stops_all_with_a_checkpoint(tmp_path):
+    for said in run(2, spoil_one_rank, tmp_path):
+        assert said.startswith("step 3: the gradient norm is nan; the state before it is ")
+        assert "checkpoint-2" in said

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import focusft
 from focusft.method.fast_weights import FastWeights
 from focusft.method.inner_loop import MAX_HALVINGS, InnerTrace, NonFiniteLossError, adapt
 from tests.method.helpers import (
@@ -146,3 +147,33 @@ def test_backtracking_turns_back_from_infinity():
     assert loss < 1e3
     assert [size.item() for size in engine.trace.step_sizes] == [0.0, 0.0]
     assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+def test_with_several_processes_what_is_not_finite_flows_into_the_gradients():
+    """The others wait for them; all then stop at their norm."""
+    model = tiny_model("llama")
+    engine = focusft.attach(model, replace(CONFIG, inner_lr=1e30, inner_grad_clip=0.0))
+    engine.stops_on_non_finite = False
+    model.train()
+    model(**single(DOCUMENTS[0])).loss.backward()
+    assert not torch.stack([p.grad.norm() for p in model.parameters()]).isfinite().all()
+
+
+@pytest.mark.parametrize("targets", ["q_proj,v_proj", "o_proj", "q_proj,gate_proj"])
+@pytest.mark.parametrize("fraction", [0.25, 0.5])
+@pytest.mark.parametrize("order", [1, 2])
+def test_a_batch_without_targets_leaves_the_fast_weights(targets, fraction, order):
+    """The loss reaches some of them only, or none."""
+    config = replace(
+        CONFIG,
+        inner_target_modules=targets,
+        inner_layer_fraction=fraction,
+        inner_objective="held_out_turns",
+        inner_order=order,
+    )
+    loss, engine, gradients = gradients_of(tiny_model("llama"), config, **single(DOCUMENTS[0]))
+    assert not engine.trace.has_targets.any()
+    no_steps = replace(config, num_inner_steps=0, inner_order=1)
+    expected, _, stock = gradients_of(tiny_model("llama"), no_steps, **single(DOCUMENTS[0]))
+    assert loss == pytest.approx(expected)
+    assert relative_error(gradients, stock) < 1e-6

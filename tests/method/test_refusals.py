@@ -330,3 +330,11 @@ def test_the_context_objective_needs_causal_attention(changes):
     assert_mends(error, "inner_objective", "inner_context_attention=causal")
     focusft.FocusConfig(inner_objective="context", num_inner_steps=0, **changes)
     focusft.FocusConfig(inner_objective="context", inner_context_attention="causal")
+
+
+def test_data_parallel_replicas():
+    model = tiny_model("llama").train()
+    focusft.attach(model, CONFIG)
+    with pytest.raises(UnsupportedModelError) as error:
+        model._replicate_for_data_parallel()(**BATCH)
+    assert_mends(error, "DataParallel", "torchrun")

@@ -7,7 +7,7 @@ from accelerate.parallelism_config import ParallelismConfig
 from accelerate.utils import DistributedType
 
 from focusft.errors import ConfigError
-from focusft.training.parallelism import refuse_parallelism
+from focusft.training.parallelism import refuse_data_parallel, refuse_parallelism
 
 FSDP2 = {
     "fsdp_version": 2,
@@ -52,3 +52,9 @@ def test_one_process_and_ddp_pass(kind):
 
 def test_fsdp2_passes():
     refuse_parallelism(fsdp())
+
+
+def test_several_gpus_in_one_process_are_refused():
+    refuse_data_parallel(1)
+    with pytest.raises(ConfigError, match="torchrun --nproc_per_node 2"):
+        refuse_data_parallel(2)

@@ -258,6 +258,8 @@ CHANGES = {
     "rows": {"rows": 11},
     "examples per step": {"per_device_train_batch_size": 4},
     "seed": {"seed": 5},
+    "packing": {"packing": False},
+    "train sampling strategy": {"train_sampling_strategy": "sequential"},
 }
 
 
@@ -278,6 +280,35 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
     (tmp_path / "checkpoint-2" / "optimizer.pt").unlink()
     with pytest.raises(CheckpointError, match=r"checkpoint-2.*optimizer\.pt is missing"):
         trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_the_newest_checkpoint_is_found_and_checked(tmp_path):
+    with pytest.raises(ConfigError, match="holds no checkpoint"):
+        trainer(tmp_path).train(resume_from_checkpoint=True)
+    trainer(tmp_path, max_steps=2, save_strategy="steps", save_steps=1).train()
+    checkpoint = tmp_path / "checkpoint-2"
+    for given in (True, checkpoint):
+        run = trainer(tmp_path)
+        run.train(resume_from_checkpoint=given)
+        assert len(losses(run)) == 4
+    (checkpoint / "optimizer.pt").unlink()
+    for given in (True, checkpoint):
+        with pytest.raises(CheckpointError, match=r"optimizer\.pt is missing"):
+            trainer(tmp_path).train(resume_from_checkpoint=given)
+
+
+def test_a_changed_learning_rate_is_used_and_said(tmp_path, caplog):
+    def rates(run):
+        return [line["learning_rate"] for line in run.state.log_history if "learning_rate" in line]
+
+    whole = trainer(tmp_path / "whole", learning_rate=2e-4)
+    whole.train()
+    trainer(tmp_path, max_steps=2, save_strategy="steps", save_steps=2, learning_rate=1e-3).train()
+    run = trainer(tmp_path, learning_rate=2e-4)
+    with caplog.at_level(logging.WARNING):
+        run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert "learning_rate: 0.0002 is used from here on" in caplog.text
+    assert rates(run)[2:] == rates(whole)[2:]
 
 
 class Spoil(TrainerCallback):

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, Trainer
 import focusft
 from focusft.data import ConversationCollator, LengthBucketedSampler
 from focusft.training.config import FocuSFTConfig
-from focusft.training.trainer import FocuSFTTrainer, response_loss
+from focusft.training.trainer import FocuSFTTrainer
+from focusft.training.validation import rank_batches, response_loss
 from tests.method.test_gradients import conversation
 from tests.tiny_models import tiny_model
 
@@ -216,6 +217,23 @@ def test_validation_is_that_of_the_unadapted_model(tmp_path):
         labels=batch["labels"],
     )
     assert metrics["eval_loss"] == pytest.approx(stock.loss.item(), rel=1e-5)
+
+
+def test_several_validation_sets(tmp_path):
+    run = trainer(tmp_path)
+    run.eval_dataset = {"four": dataset(4), "two": dataset(2)}
+    metrics = run.evaluate()
+    for name, rows in run.eval_dataset.items():
+        assert metrics[f"eval_{name}_loss"] == run.evaluate(rows)["eval_loss"]
+
+
+@pytest.mark.parametrize("rows", range(1, 12))
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_processes_validate_on_each_row_once(rows, ranks):
+    shares = [rank_batches(rows, 2, rank, ranks) for rank in range(ranks)]
+    assert len({len(share) for share in shares}) == 1
+    counted = [row for share in shares for batch, counts in share if counts for row in batch]
+    assert sorted(counted) == list(range(rows))
 
 
 def test_packed_documents_do_not_see_each_other_in_plain_sft():

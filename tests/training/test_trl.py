@@ -74,6 +74,16 @@ def test_the_steps_are_those_of_our_trainer(tmp_path):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
 
 
+def test_a_line_of_the_log_over_steps_with_different_masks(tmp_path):
+    run = trl_trainer(
+        tmp_path, focus_config=focusft.FocusConfig(causal_share=0.5, **FOCUS), logging_steps=2
+    )
+    run.train()
+    first = next(line for line in run.state.log_history if "loss" in line)
+    # Two inner steps; the loss after the last is known where both loops have one mask.
+    assert [f"inner_loss_{step}" in first for step in range(4)] == [True, True, True, False]
+
+
 def test_evaluation_is_that_of_trl(tmp_path):
     ours = trl_trainer(tmp_path / "a").evaluate()
     plain = trl.SFTTrainer(

@@ -41,7 +41,7 @@ from focusft.method.attention import (
 )
 from focusft.method.config import ContextAttention, FocusConfig
 from focusft.method.fast_weights import FastWeights, initial_fast_weights
-from focusft.method.inner_loop import InnerTrace, NonFiniteLossError, adapt
+from focusft.method.inner_loop import InnerTrace, adapt, check_finite
 from focusft.method.loss import PredictedRows, token_losses
 from focusft.method.mask_check import check_masking
 from focusft.method.objectives import inner_targets
@@ -116,6 +116,8 @@ class FocusEngine:
         step: Number of the optimizer step; changes the initial fast weights. A trainer sets it
             before each step, so that a resumed run draws the same ones.
         trace: What the inner loop did in the last training call.
+        stops_on_non_finite: Raise `NonFiniteLossError`. Set it to False where processes share
+            gradients: one that raises leaves the others waiting, and all see the gradients' norm.
     """
 
     def __init__(
@@ -132,6 +134,7 @@ class FocusEngine:
         self.config = config
         self.step = 0
         self.trace: InnerTrace | None = None
+        self.stops_on_non_finite = True
         # Weak, since a recompute in the backward pass names a call that nothing takes back.
         self._active: weakref.ref[FocusCall] | None = None
         self._handles: list[RemovableHandle] = []
@@ -279,6 +282,10 @@ class FocusEngine:
                 return sums_G / counts_G.clamp(min=1)
 
             call.fast_weights, call.trace = adapt(initial, inner_losses, counts_G > 0, config)
+        # Weights that autocast has cast without a history must not serve the outer forward.
+        torch.clear_autocast_cache()
+        if self.stops_on_non_finite:
+            check_finite(call.trace.losses, "inner losses")
         call.is_adapting = False
 
     def _activate_call(
@@ -323,11 +330,8 @@ class FocusEngine:
         normaliser = len(rows) if call.normaliser is None else call.normaliser
         call.loss = losses_R.sum() / torch.as_tensor(normaliser).clamp(min=1)
         if call.trace is not None:
-            if not losses_R.isfinite().all():
-                raise NonFiniteLossError(
-                    "the loss with adapted fast weights is not finite; lower inner_lr or set "
-                    "inner_step=backtracking"
-                )
+            if self.stops_on_non_finite:
+                check_finite([losses_R], "token losses with adapted fast weights")
             self.trace = self._with_final_losses(call.trace, call, rows, losses_R.detach())
         self._active = None
 

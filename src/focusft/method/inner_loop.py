@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ MAX_HALVINGS = 6
 
 
 class NonFiniteLossError(UserError):
-    """An inner loss is infinite or not a number."""
+    """An inner loss, or the loss with adapted fast weights, is infinite or not a number."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,29 @@ class InnerTrace:
         )
 
 
+def check_finite(losses: Sequence[Tensor], what: str) -> None:
+    """Stop on losses that are infinite or not a number.
+
+    Raises:
+        NonFiniteLossError: One is; the message has the means of `losses`.
+    """
+    if not all(loss.isfinite().all() for loss in losses):
+        means = [loss.mean().item() for loss in losses]
+        raise NonFiniteLossError(
+            f"{what} are not finite (means {means}); lower inner_lr or set inner_step=backtracking"
+        )
+
+
+def mean_losses(traces: Sequence[InnerTrace]) -> list[float]:
+    """Inner loss before the first step, after it, and so on: means over calls.
+
+    Where the outer loop had another mask than the inner one, the last loss of a call is not known.
+    """
+    columns = zip_longest(*(trace.mean_losses for trace in traces))
+    known = [[loss for loss in column if loss is not None] for column in columns]
+    return [sum(losses) / len(losses) for losses in known]
+
+
 def adapt(
     initial: FastWeights,
     inner_losses: Callable[[FastWeights], Tensor],
@@ -81,9 +105,6 @@ def adapt(
 
     Returns:
         phi_K, constant for `inner_order` 1 and with its history for 2, and the trace.
-
-    Raises:
-        NonFiniteLossError: An inner loss is infinite or not a number.
     """
     first_order = config.inner_order == 1
     weights = initial.as_leaves()
@@ -107,11 +128,6 @@ def adapt(
                 trace_losses.append(losses_G.detach())
         step_sizes.append(step_G)
         grad_norms.append(norms_G.detach())
-    if not torch.stack(trace_losses).isfinite().all():
-        raise NonFiniteLossError(
-            f"inner losses {[losses.tolist() for losses in trace_losses]} are not finite; "
-            "lower inner_lr or set inner_step=backtracking"
-        )
     trace = InnerTrace(tuple(trace_losses), tuple(step_sizes), tuple(grad_norms), has_targets_G)
     return (weights.detached() if first_order else weights), trace
 
@@ -122,7 +138,15 @@ def _clipped_gradients(
     """Gradients with each matrix's norm clipped, and the norm [G] of all before clipping."""
     # B is zero before the first step, and the gradient of A is a multiple of B: zero as well.
     wanted = weights.B if step == 0 else weights.tensors
-    gradients = torch.autograd.grad(losses_G.sum(), wanted, create_graph=config.inner_order == 2)
+    loss = losses_G.sum()
+    gradients: tuple[Tensor, ...]
+    # Without a single target the loss may reach some of the fast weights only, or none.
+    if loss.requires_grad:
+        gradients = torch.autograd.grad(
+            loss, wanted, create_graph=config.inner_order == 2, materialize_grads=True
+        )
+    else:
+        gradients = tuple(torch.zeros_like(tensor) for tensor in wanted)
     if step == 0:
         gradients = tuple(torch.zeros_like(A) for A in weights.A) + gradients
     norms = [torch.linalg.vector_norm(g, dim=(1, 2)) for g in gradients]

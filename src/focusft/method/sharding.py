@@ -85,6 +85,11 @@ def check_wrapping(model: nn.Module, layers: nn.ModuleList, inner_order: int) ->
     Raises:
         UnsupportedModelError: FocuSFT would compute something else under this wrapper.
     """
+    if "_is_replica" in vars(model):
+        raise UnsupportedModelError(
+            "DataParallel copies the model without what FocuSFT knows of it; launch one process "
+            "for each GPU (torchrun), or set CUDA_VISIBLE_DEVICES=0"
+        )
     for layer in layers:
         if isinstance(layer, FullyShardedDataParallel):
             raise UnsupportedModelError(

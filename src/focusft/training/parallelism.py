@@ -8,6 +8,23 @@ from accelerate.utils import DistributedType
 from focusft.errors import ConfigError
 
 
+def refuse_data_parallel(gpus: int) -> None:
+    """Refuse what transformers does with several GPUs in one process.
+
+    Args:
+        gpus: `n_gpu` of the training arguments.
+
+    Raises:
+        ConfigError: There are several.
+    """
+    if gpus > 1:
+        raise ConfigError(
+            f"{gpus} GPUs in one process would use DataParallel, which copies the model without "
+            f"its hooks; launch with 'torchrun --nproc_per_node {gpus}' or set "
+            "CUDA_VISIBLE_DEVICES=0"
+        )
+
+
 def refuse_parallelism(accelerator: Accelerator) -> None:
     """Refuse what would train something else, or fail late, before any step is taken.
 

@@ -9,6 +9,7 @@ longer fits them; a stop in the middle of a step cannot be saved.
 from __future__ import annotations
 
 import json
+import logging
 import random
 import shutil
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import nested_gather
 
@@ -27,11 +29,14 @@ from focusft.training.checkpoints import (
     CheckpointError,
     clear_unfinished,
     find_damage,
+    list_checkpoints,
     publish,
     rotate,
     seal,
     storage_errors,
 )
+
+logger = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
 
@@ -60,17 +65,23 @@ class ResumableTrainer(Trainer):
         self.add_callback(_RestoreProgress(self))
 
     def train(
-        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+        self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
         """Train; a checkpoint to go on from is checked against its manifest first.
 
+        Args:
+            resume_from_checkpoint: The checkpoint; True for the newest one in `output_dir`.
+            args: As for `transformers.Trainer.train`.
+            kwargs: As for `transformers.Trainer.train`.
+
         Raises:
             CheckpointError: It is damaged, or the disk is full.
-            ConfigError: It belongs to other data or another number of examples a step.
+            ConfigError: It belongs to other data or another number of examples a step, or there
+                is none.
         """
         self._boundary = self._step_in_progress = self._saved_step = self._progress = None
-        if isinstance(resume_from_checkpoint, str):
-            checkpoint = Path(resume_from_checkpoint)
+        checkpoint = self._checkpoint_of(resume_from_checkpoint)
+        if checkpoint is not None:
             # One process reads it all; the others would only wait for the same disk.
             damage = find_damage(checkpoint) if self.args.should_save else None
             if damage is not None:
@@ -81,7 +92,7 @@ class ResumableTrainer(Trainer):
             self._check_same_data(checkpoint)
         if self.args.should_save:
             clear_unfinished(Path(str(self.args.output_dir)))
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
 
     def save_step_start(self) -> Path | None:
         """Save the state from before the step that is being computed; it must not go on then.
@@ -129,8 +140,17 @@ class ResumableTrainer(Trainer):
     def _is_saved(self) -> bool:
         return self._saved_step == self.state.global_step
 
-    def _data_cursor(self) -> dict[str, int]:
-        """What the number of steps must be multiplied with to find the next example."""
+    def _checkpoint_of(self, given: str | Path | bool | None) -> Path | None:
+        if given is not True:
+            return Path(given) if given else None
+        output_dir = Path(str(self.args.output_dir))
+        checkpoints = list_checkpoints(output_dir)
+        if not checkpoints:
+            raise ConfigError(f"resume_from_checkpoint: {output_dir} holds no checkpoint")
+        return checkpoints[-1]
+
+    def _data_cursor(self) -> dict[str, Any]:
+        """What must be the same for the number of steps to tell the next example."""
         args = self.args
         dataset: Any = self.train_dataset
         cursor = {
@@ -138,13 +158,15 @@ class ResumableTrainer(Trainer):
             * args.gradient_accumulation_steps
             * args.world_size,
             "seed": args.seed if args.data_seed is None else args.data_seed,
+            "train_sampling_strategy": args.train_sampling_strategy,
         }
         return cursor | ({"rows": len(dataset)} if hasattr(dataset, "__len__") else {})
 
     def _check_same_data(self, checkpoint: Path) -> None:
         assert self._progress is not None
-        for name, now in self._data_cursor().items():
-            then = self._progress["data"].get(name)
+        cursor = self._data_cursor()
+        for name, then in self._progress["data"].items():
+            now = cursor.get(name)
             if then != now:
                 raise ConfigError(
                     f"{checkpoint}: was trained with {name.replace('_', ' ')} {then}, this run has "
@@ -165,6 +187,27 @@ class ResumableTrainer(Trainer):
             self._boundary = _Boundary(
                 _rng_state(), self._tr_loss.clone(), self.counts(), len(self.state.log_history)
             )
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load their state, but keep this run's learning rate where it was changed meanwhile."""
+        schedule = self.lr_scheduler if isinstance(self.lr_scheduler, LambdaLR) else None
+        wanted = None if schedule is None else list(schedule.base_lrs)
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if schedule is None or wanted is None or schedule.base_lrs == wanted:
+            return
+        logger.warning(
+            "learning_rate: %s is used from here on; the checkpoint was trained with %s",
+            wanted[0],
+            schedule.base_lrs[0],
+        )
+        schedule.base_lrs = wanted
+        rates = [
+            rate * factor(schedule.last_epoch)
+            for rate, factor in zip(wanted, schedule.lr_lambdas, strict=True)
+        ]
+        schedule._last_lr = rates
+        for group, base, rate in zip(schedule.optimizer.param_groups, wanted, rates, strict=True):
+            group["initial_lr"], group["lr"] = base, rate
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or super()._get_output_dir(trial))
@@ -189,6 +232,10 @@ class ResumableTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
             finally:
                 self._staging = None
+            best = self.state.best_model_checkpoint
+            if best is not None and Path(best).parent == staging:
+                # In every process: each loads the best weights at the end.
+                self.state.best_model_checkpoint = str(output_dir / Path(best).name)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self._publish(staging, output_dir, progress)
@@ -199,13 +246,12 @@ class ResumableTrainer(Trainer):
 
     def _publish(self, staging: Path, output_dir: Path, progress: dict[str, Any]) -> None:
         staged = staging / f"checkpoint-{self.state.global_step}"
-        if self.state.best_model_checkpoint == str(staged):
-            self.state.best_model_checkpoint = str(output_dir / staged.name)
+        best = self.state.best_model_checkpoint
+        if best is not None and Path(best).name == staged.name:
             self.state.save_to_json(str(staged / "trainer_state.json"))
         (staged / PROGRESS).write_text(json.dumps(progress, indent=1), encoding="utf-8")
         seal(staged)
         checkpoint = publish(staged, output_dir)
-        best = self.state.best_model_checkpoint
         rotate(output_dir, self.args.save_total_limit, checkpoint, best)
         clear_unfinished(output_dir)
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,14 @@ from transformers.trainer_utils import has_length
 from focusft.data import ConversationCollator, LengthBucketedSampler
 from focusft.errors import ConfigError
 from focusft.method.architectures import unwrap_causal_lm
-from focusft.method.attention import turn_attention
-from focusft.method.config import ContextAttention, ContextBlocks
 from focusft.method.engine import FocusEngine
-from focusft.method.inner_loop import InnerTrace
-from focusft.method.loss import PredictedRows, plain_response_loss
-from focusft.method.turns import TurnLayout
+from focusft.method.inner_loop import InnerTrace, mean_losses
 from focusft.training.checkpointing import checkpoint_selectively
 from focusft.training.config import FocuSFTConfig
 from focusft.training.live_probe import PROBE_EXAMPLES, LiveProbe
-from focusft.training.parallelism import refuse_parallelism
+from focusft.training.parallelism import refuse_data_parallel, refuse_parallelism
 from focusft.training.resume import ResumableTrainer
+from focusft.training.validation import response_loss, validation_losses
 from focusft.training.watchdogs import (
     WatchInnerLoss,
     stop_on_non_finite,
@@ -99,6 +95,7 @@ class FocuSFTTrainer(ResumableTrainer):
         self.model_accepts_loss_kwargs = True
         if args.checkpointing == "selective":
             checkpoint_selectively(model)
+        self.engine.stops_on_non_finite = self.args.world_size == 1
         self.add_callback(WatchInnerLoss(self.focus_config.inner_lr))
         self._window = _Window()
         self.inner_steps_watched = 0
@@ -148,6 +145,9 @@ class FocuSFTTrainer(ResumableTrainer):
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
+    def _data_cursor(self) -> dict[str, Any]:
+        return super()._data_cursor() | {"packing": self.focusft_args.packing}
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         if self.focusft_args.packing or self.args.train_sampling_strategy != "random":
@@ -158,7 +158,7 @@ class FocuSFTTrainer(ResumableTrainer):
             self.args.train_batch_size
             * self.args.gradient_accumulation_steps
             * self.args.world_size,
-            args.data_seed or args.seed,
+            args.seed if args.data_seed is None else args.data_seed,
         )
 
     def evaluate(
@@ -169,24 +169,18 @@ class FocuSFTTrainer(ResumableTrainer):
     ) -> dict[str, float]:
         """Validation loss per response token of the un-adapted model, under both masks."""
         started = time.perf_counter()
-        dataloader = self.get_eval_dataloader(eval_dataset)
-        model: Any = self.model
-        model.eval()
-        device = self.args.device
-        totals = torch.zeros(3, dtype=torch.float64, device=device)
-        for batch in dataloader:
-            inputs = self._prepare_inputs(batch)
-            with torch.no_grad(), self.compute_loss_context_manager():
-                blocks = self.focus_config.context_blocks
-                causal, count = response_loss(model, inputs, "causal", blocks)
-                bidirectional, _ = response_loss(model, inputs, "bidirectional", blocks)
-            totals += torch.stack([causal.double(), bidirectional.double(), count.double()])
-        causal_sum, bidirectional_sum, tokens = (
-            self.accelerator.gather(totals[None]).sum(dim=0).tolist()
+        datasets = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(datasets, dict):
+            several: dict[str, float] = {}
+            for name, dataset in datasets.items():
+                several |= self.evaluate(dataset, ignore_keys, f"{metric_key_prefix}_{name}")
+            return several
+        causal, bidirectional, tokens = validation_losses(
+            self, eval_dataset, self.focus_config.context_blocks
         )
         metrics = {
-            f"{metric_key_prefix}_loss": causal_sum / max(tokens, 1),
-            f"{metric_key_prefix}_loss_bidirectional": bidirectional_sum / max(tokens, 1),
+            f"{metric_key_prefix}_loss": causal,
+            f"{metric_key_prefix}_loss_bidirectional": bidirectional,
             f"{metric_key_prefix}_response_tokens": tokens,
             f"{metric_key_prefix}_runtime": round(time.perf_counter() - started, 3),
         }
@@ -304,10 +298,8 @@ class FocuSFTTrainer(ResumableTrainer):
         }
         traces = [trace for trace in window.traces if trace.has_targets.any()]
         if traces:
-            # Where the outer loop has another mask than the inner one, the last loss is not known.
-            for step, losses in enumerate(zip_longest(*(t.mean_losses for t in traces))):
-                known = [loss for loss in losses if loss is not None]
-                metrics[f"inner_loss_{step}"] = sum(known) / len(known)
+            for step, mean in enumerate(mean_losses(traces)):
+                metrics[f"inner_loss_{step}"] = mean
             watched = sum(trace.steps_watched for trace in traces)
             if watched:
                 raised = sum(trace.steps_raised for trace in traces)
@@ -315,30 +307,6 @@ class FocuSFTTrainer(ResumableTrainer):
             sizes = torch.cat([torch.stack(trace.step_sizes).flatten() for trace in traces])
             metrics["inner_step_size"] = sizes.mean().item()
         return metrics
-
-
-def response_loss(
-    model: nn.Module,
-    batch: dict[str, Tensor],
-    context_attention: ContextAttention,
-    context_blocks: ContextBlocks = "merged",
-) -> tuple[Tensor, Tensor]:
-    """Sum of the response-token losses of the stock model, and their number.
-
-    Args:
-        model: A causal language model, possibly wrapped.
-        batch: As the trainer takes it.
-        context_attention: Attention among context tokens.
-        context_blocks: See `FocusConfig`.
-    """
-    layout = TurnLayout.from_batch(batch, context_blocks)
-    inputs = {name: value for name, value in batch.items() if name not in ("labels", "turn_ids")}
-    is_packed = bool((layout.document_ids_BS > 0).any())
-    # With a padding mask the stock model lets packed documents see each other.
-    if context_attention == "bidirectional" or is_packed:
-        unwrapped: Any = model.module if hasattr(model, "module") else model
-        inputs |= turn_attention(unwrapped, layout, context_attention).model_kwargs
-    return plain_response_loss(model, inputs, PredictedRows.of(batch["labels"], layout))
 
 
 def _pad_token_id(model: Any, tokenizer: Any) -> int:
@@ -350,12 +318,7 @@ def _pad_token_id(model: Any, tokenizer: Any) -> int:
 
 
 def _refuse_unsupported(args: FocuSFTConfig) -> None:
-    if args.n_gpu > 1:
-        raise ConfigError(
-            f"{args.n_gpu} GPUs in one process would use DataParallel, which copies the model "
-            "without its hooks; launch with 'torchrun --nproc_per_node "
-            f"{args.n_gpu} -m focusft train ...' or set CUDA_VISIBLE_DEVICES=0"
-        )
+    refuse_data_parallel(args.n_gpu)
     if args.label_smoothing_factor > 0:
         raise ConfigError("label_smoothing_factor: not defined for FocuSFT; set it to 0")
     if args.auto_find_batch_size:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from trl import SFTTrainer
 
 from focusft.errors import ConfigError
 from focusft.method.config import FocusConfig
 from focusft.method.engine import FocusEngine
-from focusft.method.inner_loop import InnerTrace
-from focusft.training.parallelism import refuse_parallelism
+from focusft.method.inner_loop import InnerTrace, mean_losses
+from focusft.training.parallelism import refuse_data_parallel, refuse_parallelism
 
 
 class FocuSFTSFTTrainer(SFTTrainer):
@@ -41,6 +40,7 @@ class FocuSFTSFTTrainer(SFTTrainer):
         """
         super().__init__(*args, **kwargs)
         _refuse_other_losses(self)
+        refuse_data_parallel(self.args.n_gpu)
         refuse_parallelism(self.accelerator)
         model: Any = self.model
         self.engine = FocusEngine(model, focus_config or FocusConfig())
@@ -71,8 +71,8 @@ class FocuSFTSFTTrainer(SFTTrainer):
         traces = [trace for trace in self._traces if trace.has_targets.any()]
         if "loss" in logs and traces:
             self._traces = []
-            means = torch.tensor([trace.mean_losses for trace in traces]).mean(dim=0).tolist()
-            logs = {**logs, **{f"inner_loss_{k}": mean for k, mean in enumerate(means)}}
+            means = enumerate(mean_losses(traces))
+            logs = {**logs, **{f"inner_loss_{step}": mean for step, mean in means}}
         super().log(logs, start_time)
 
 
