@@ -49,7 +49,10 @@ def tool_use_page(runs: Mapping[str, dict[str, Any]], source: Path) -> str:
     lines.append("")
     for name, run in runs.items():
         difference = run["difference"]["strict"]
-        lines += [f"{name}: the tool adds {_score(difference)} points, paired over questions.", ""]
+        # Nothing varies, so there is no interval.
+        is_constant = difference["low"] == difference["high"]
+        figure = f"{100 * difference['score']:.1f}" if is_constant else _score(difference)
+        lines += [f"{name}: the tool adds {figure} points, paired over questions.", ""]
     kinds = list(next(iter(runs.values()))["tasks"])
     columns = [(name, mode) for name, run in runs.items() for mode in run["modes"]]
     lines += [

@@ -86,12 +86,21 @@ def test_chat(model_folder, monkeypatch, capsys):
     assert "empty line" in capsys.readouterr().out
 
 
+def test_chat_without_a_template_is_refused(model_folder, capsys):
+    (model_folder / "chat_template.jinja").unlink()
+    assert main(["chat", str(model_folder)]) == 2
+    assert "no chat template" in capsys.readouterr().err
+
+
 BAD = {
     "no such model": ["chat", "nowhere/at/all"],
     "no such data": ["data", "check", "nowhere.jsonl", "--model", "MODEL"],
     "wrong extension": ["data", "check", "MODEL/config.txt", "--model", "MODEL"],
     "task": ["data", "make", "--out", "x.jsonl", "--task", "qa99", "--model", "MODEL"],
     "folder": ["data", "make", "--out", "no/such/folder/x.jsonl", "--model", "MODEL"],
+    "folder for a file": ["data", "make", "--out", "MODEL", "--model", "MODEL"],
+    "file for a folder": ["eval", "MODEL", "--suite", "ruler", "--out", "MODEL/config.json"],
+    "a file of the system": ["plan", "--config", "CONFIG", "--json", "no/such/folder/x.json"],
     "no options": ["train"],
     "unknown option": ["train", "--train_data", "x", "--output_dir", "y", "--inner_speed", "3"],
     "unknown argument": ["eval", "MODEL", "--out", "y", "--speed", "3"],

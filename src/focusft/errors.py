@@ -5,8 +5,10 @@ class UserError(Exception):
     """Something in the user's files, options or model that FocuSFT cannot work with.
 
     The message is a single line that names the file, row or option, what is wrong
-    with it, and how to mend it. The command line prints it and exits with code 2.
+    with it, and how to mend it. The command line prints it and exits with `exit_code`.
     """
+
+    exit_code = 2
 
 
 class UnsupportedModelError(UserError):

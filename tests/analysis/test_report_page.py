@@ -69,6 +69,13 @@ def test_a_measurement_of_the_model_before_training_is_no_result_of_the_method(t
     assert ("probe", "run", "FocuSFT") in found
 
 
+def test_a_run_that_another_one_starts_from_is_still_trained(tmp_path):
+    first = report_runs.training(tmp_path / "first")
+    report_runs.agent(first / "agent", str(first), 0.5)
+    second = report_runs.training(tmp_path / "second", "sft", model_name_or_path=str(first))
+    assert ("agent", "first", "FocuSFT") in labels(read_runs([first, second]))
+
+
 def test_evaluations_of_one_run_at_several_lengths_count_as_one_run(tmp_path):
     runs = []
     for method in ("focusft", "sft"):

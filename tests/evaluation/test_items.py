@@ -459,6 +459,19 @@ def test_published_data_takes_the_same_path(smollm2, tmp_path, name):
     assert manifest["cells"]["qa1"]["4096"]["prompt_tokens"]["least"] > 100
 
 
+@pytest.mark.parametrize("lengths", [[512], [1536], [4096, 4000]])
+def test_published_data_has_whole_thousands(smollm2, tmp_path, lengths):
+    with pytest.raises(ConfigError, match="--lengths"):
+        make_items(
+            "babilong",
+            tokenizer=smollm2,
+            lengths=lengths,
+            samples=1,
+            tasks=["qa1"],
+            babilong_data=tmp_path,
+        )
+
+
 def test_tasks_that_only_the_published_data_has(smollm2, tmp_path):
     (tmp_path / "qa7_1k.jsonl").write_text(
         '{"input": "Mary got the milk.", "question": "How many objects is Mary carrying?", '

@@ -495,7 +495,7 @@ def test_docker_runs_and_reports(monkeypatch, tmp_path):
         "import os, sys\n"
         "if sys.argv[1] == 'run':\n"
         "    if 'missing' in sys.argv:\n"
-        "        sys.exit(sys.stderr.write('No such image') and 125)\n"
+        "        sys.exit(sys.stderr.write('docker: No such image') and 125)\n"
         "    os.execv(sys.executable, [sys.executable, *sys.argv[sys.argv.index('image') + 2:]])\n"
         f"open({str(tmp_path / 'removed')!r}, 'w').write(' '.join(sys.argv[1:3]))\n"
     )
@@ -504,8 +504,9 @@ def test_docker_runs_and_reports(monkeypatch, tmp_path):
     assert Docker("image").run("print('x')\n6 * 7") == Result("x\n42\n", "", 0, False)
     assert Docker("image").run("while True:\n    pass", timeout_s=0.5).timed_out
     assert (tmp_path / "removed").read_text() == "rm --force"
-    with pytest.raises(SandboxError, match="cannot run missing: No such image"):
+    with pytest.raises(SandboxError, match="cannot run missing: docker: No such image"):
         Docker("missing").run("1")
+    assert Docker("image").run("import sys; sys.exit(125)").exit_code == 125
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(SandboxError, match="install Docker"):
         Docker().run("1")
@@ -561,8 +562,9 @@ def test_sandbox_fusion(fusion):
         _Fusion.answer = wrong
         with pytest.raises(SandboxError, match="check the address"):
             SandboxFusion(fusion).run("1")
-    with pytest.raises(SandboxError, match="check the address"):
-        SandboxFusion("http://127.0.0.1:9").run("1")
+    for address in ("http://127.0.0.1:9", "http://127.0.0.1:80x0"):
+        with pytest.raises(SandboxError, match="check the address"):
+            SandboxFusion(address).run("1")
 
 
 @pytest.mark.parametrize(
@@ -572,6 +574,11 @@ def test_rewritten_code_shows_the_same(code):
     sandbox = Unprotected(code_may_read_and_delete_my_files=True)
     plain, rewritten = sandbox.run(code), sandbox.run(show_last_expression(code))
     assert plain.stdout == rewritten.stdout and plain.exit_code == rewritten.exit_code
+
+
+def test_code_that_is_nested_too_deeply_to_be_written_again_is_left_as_it_is():
+    code = "+".join(["1"] * 5000)
+    assert show_last_expression(code) in (code, f"__import__('sys').displayhook({code})")
 
 
 @bwrap

@@ -156,6 +156,10 @@ BROKEN = {
         '<tool_call>{"name": "code_interpreter", "arguments": {"code": "import os; os.rem',
         "not valid JSON",
     ),
+    "cut off in the code, behind an escaped quote": (
+        '<tool_call>{"name": "code_interpreter", "arguments": {"code": "q = \'\\"\'\\nprint(1)',
+        "not valid JSON",
+    ),
     "quotes not escaped": (
         '<tool_call>{"name": "code_interpreter", "arguments": {"code": "f("a")"}}</tool_call>',
         "not valid JSON",

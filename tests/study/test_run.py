@@ -174,6 +174,22 @@ def test_a_failed_cell_does_not_stop_the_others(write_study):
     assert read("sft-0") and not Path("results/bad-0.json").exists()
 
 
+def test_a_search_forgets_a_failure_that_is_not_the_value_s_fault(write_study):
+    tune = {
+        "option": "learning_rate", "values": [1e-4], "evaluation": "needle", "items_seed": 7,
+        "train": {"max_steps": 1},
+    }  # fmt: skip
+    path = write_study(arms={"sft": {"method": "sft"}}, seeds=[1], tune=tune, probe=None)
+
+    def full_disk(words, log, end, lock):
+        log.write_text("focusft: error: no space is left")
+        return 2
+
+    with pytest.raises(UserError, match="no space is left"):
+        go(path, full_disk)
+    assert not list(Path("results").rglob("sft-learning_rate*.json"))
+
+
 def test_only_some_arms(write_study):
     path = write_study(probe=None, seeds=[3])
     launch = InProcess()

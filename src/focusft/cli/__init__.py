@@ -15,8 +15,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        0 on success, 2 for an error that the user can mend, 130 when interrupted, 143 when
-        terminated.
+        0 on success, 2 for an error that the user can mend, 3 for a training whose loss is not
+        finite, 130 when interrupted, 143 when terminated.
     """
     options, rest = make_parser().parse_known_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -28,7 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options, rest)
     except UserError as error:
         print(f"focusft: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return error.exit_code
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"focusft: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return UserError.exit_code
     except RunInterrupted as interruption:
         print(f"focusft: {interruption}", file=sys.stderr)
         return interruption.exit_code

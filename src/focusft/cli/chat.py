@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from focusft.cli.shared import add_command, quiet_libraries
+from focusft.errors import UnsupportedModelError
 
 
 def add_to(commands: Any) -> None:
@@ -17,13 +18,19 @@ def add_to(commands: Any) -> None:
 
 
 def _chat(options: argparse.Namespace, _: list[str]) -> None:
+    import torch
     from transformers import TextStreamer
 
     from focusft.training.models import load_model, load_tokenizer
 
     quiet_libraries()
     tokenizer: Any = load_tokenizer(options.model)
+    if tokenizer.chat_template is None:
+        raise UnsupportedModelError(
+            f"{options.model}: has no chat template, so it is no chat model; name one that has"
+        )
     model: Any = load_model(options.model)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     messages: list[dict[str, str]] = []
     print("Write a message; an empty line ends the chat.")
@@ -39,7 +46,7 @@ def _chat(options: argparse.Namespace, _: list[str]) -> None:
             messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
         )
         output = model.generate(
-            **prompt,
+            **prompt.to(model.device),
             max_new_tokens=options.max_new_tokens,
             do_sample=False,
             streamer=streamer,

@@ -81,6 +81,8 @@ def _data_make(options: argparse.Namespace, _: list[str]) -> None:
 
     if not options.out.parent.is_dir():
         raise ConfigError(f"--out: the folder {options.out.parent} does not exist; create it")
+    if options.out.is_dir():
+        raise ConfigError(f"--out: {options.out} is a folder; name a file")
     tokenizer = load_tokenizer(options.model)
 
     def count_tokens(text: str) -> int:

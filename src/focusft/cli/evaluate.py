@@ -110,6 +110,8 @@ def _run(options: argparse.Namespace, console: Console) -> None:
 
     if options.suite is None:
         raise ConfigError("--suite: none is given; use babilong, ruler or agent")
+    if options.out.is_file():
+        raise ConfigError(f"--out: {options.out} is a file; name a folder")
     for name, default in _DEFAULTS.get(options.suite, _OTHER_DEFAULTS).items():
         if vars(options)[name] is None:
             setattr(options, name, default)

@@ -142,12 +142,13 @@ def make_tool_conversations(
 
 
 def _draw_style(kind: Kind, rng: random.Random, tables: bool) -> Style:
+    rest: Style = "steps" if kind.repeats else "direct"
     place = rng.random()
     for style, share in _SHARES.items():
-        if place < share and (style != "table" or (tables and not kind.repeats)):
-            return style
+        if place < share:
+            return rest if style == "table" and (kind.repeats or not tables) else style
         place -= share
-    return "steps" if kind.repeats else "direct"
+    return rest
 
 
 def _new_problem(kind: Kind, split: Split, seen: set[str], rng: random.Random) -> Problem:

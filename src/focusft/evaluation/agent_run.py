@@ -144,6 +144,8 @@ def results_table(results: Mapping[str, Any]) -> Table:
 
 
 def _shown(figures: Mapping[str, Any]) -> str:
+    if figures["low"] is None:
+        return f"{100 * figures['score']:.1f}, the same for every question"
     score, low, high = (100 * figures[name] for name in ("score", "low", "high"))
     return f"{score:.1f} \\[{low:.1f}, {high:.1f}]"
 
@@ -195,8 +197,10 @@ def _difference(
         for answers in (with_tool, without)
     ]
     differences = [means[0][question] - means[1][question] for question in means[0]]
-    low, high = bootstrap_interval([differences])
     score = sum(differences) / len(differences)
+    # Where each question gave the same difference, a bootstrap would claim certainty.
+    varies = len(set(differences)) > 1
+    low, high = bootstrap_interval([differences]) if varies else (None, None)
     return {"score": score, "low": low, "high": high, "n": len(differences)}
 
 

@@ -58,8 +58,9 @@ def compare_runs(run: Path, baseline: Path) -> dict[str, Any]:
 
     Returns:
         "cells": {task: {length: figures}}, "tasks": {task: figures}, "lengths": {length: figures},
-        "overall": figures. Figures: "difference", "low", "high", "n", and how many items are
-        "better" and "worse"; for babilong the same with "_lenient".
+        "overall": figures. Figures: "difference", "low" and "high" (None where all differences are
+        alike), "n", and how many items are "better" and "worse"; for babilong the same with
+        "_lenient".
 
     Raises:
         ConfigError: The runs do not have the same items.
@@ -104,6 +105,8 @@ def comparison_table(comparison: dict[str, Any]) -> Table:
 
 def _shown(figures: dict[str, Any]) -> str:
     low, high = figures["low"], figures["high"]
+    if low is None or high is None:
+        return f"{100 * figures['difference']:+.1f} -"
     text = f"{100 * figures['difference']:+.1f} \\[{100 * low:+.0f}, {100 * high:+.0f}]"
     return f"[bold]{text}[/bold]" if low > 0 or high < 0 else text
 
@@ -130,9 +133,8 @@ def _of_rule(scores: list[tuple[Question, float, float]]) -> dict[str, Any]:
     assert found is not None  # both have every question
     return {
         "difference": found.mean,
-        # Nothing varies: the interval has no width.
-        "low": found.mean if found.low is None else found.low,
-        "high": found.mean if found.high is None else found.high,
+        "low": found.low,
+        "high": found.high,
         "better": sum(score > baseline for _, score, baseline in scores),
         "worse": sum(score < baseline for _, score, baseline in scores),
     }

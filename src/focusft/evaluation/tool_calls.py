@@ -267,23 +267,20 @@ def _read_loosely(body: str) -> tuple[Any, Any]:
     """Read what strict JSON refuses: Python literals and a missing or doubled last brace."""
     body = _FENCE.sub(r"\1", body).strip()
     if len(body) <= _LONGEST_REPAIR:
-        for candidate in (body, body + "}", body + "}}", body + '"}}'):
+        # No quote is added: a cut-off string must not be run as if it were the whole program.
+        for candidate in (body, body + "}", body + "}}"):
             try:
                 return _name_and_arguments(_DECODER.decode(candidate))
             except (ValueError, RecursionError):
                 pass
-            # A cut-off string must not be run as if it were the whole program.
-            if candidate is body:
-                try:
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")
-                        value = ast.literal_eval(body)
-                except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-                    continue
-                if isinstance(value, dict):
-                    return _name_and_arguments(value)
-            if body.count('"') % 2:
-                break
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                value = ast.literal_eval(body)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            value = None
+        if isinstance(value, dict):
+            return _name_and_arguments(value)
     return None, _CallError(_json_problem(body))
 
 

@@ -23,6 +23,8 @@ from focusft.training.provenance import write_json
 
 TRAIN, PROBE = "train", "probe"
 # Where and on what a cell runs, not what it computes.
+# Options of `focusft eval` that name files.
+_EVALUATION_DATA = ("prose", "squad", "hotpotqa", "babilong_data", "questions")
 _NOT_SETTINGS = ("output_dir", "logging_dir", "run_name", "dataloader_pin_memory", "use_cpu")
 
 
@@ -174,7 +176,7 @@ def _cell(
     for evaluation in evaluations:
         words = ("eval", model, *command_words(evaluation.options))
         out = folder / f"eval-{evaluation.name}"
-        settings = {"given": evaluation.options, **identity}
+        settings = {"given": evaluation.options, **_read_by(evaluation), **identity}
         stages.append(Stage(evaluation.name, (*words, "--out", str(out)), out, settings))
     if study.probe is not None and not candidate_name:
         words = ("probe", model, *command_words(study.probe))
@@ -183,6 +185,15 @@ def _cell(
         stages.append(Stage(PROBE, (*words, "--out", str(out)), out, settings))
     result = study.results / subfolder / f"{name}.json"
     return Cell(name, arm.name, seed, result, tuple(stages), tuned, candidate)
+
+
+def _read_by(evaluation: Evaluation) -> dict[str, Any]:
+    """The files of an evaluation, by their hashes; nothing where it makes its items itself."""
+    names = [evaluation.options.get(option) or [] for option in _EVALUATION_DATA]
+    paths = [Path(path) for name in names for path in (name if isinstance(name, list) else [name])]
+    files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])]
+    found = file_hashes(",".join(map(str, files)))
+    return {"data": found} if found else {}
 
 
 def _train_stage(study: Study, arm: Arm, seed: int, tuned: dict[str, Any], folder: Path) -> Stage:

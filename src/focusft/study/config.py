@@ -241,6 +241,8 @@ def _probe(value: Any, path: Path) -> dict[str, Any] | None:
     _refuse(options, _OWN_COMMAND_OPTIONS, where)
     if "data" not in options:
         raise ConfigError(f"{where}: data: missing; name a file of conversations")
+    if isinstance(options["data"], list):
+        options = {**options, "data": ",".join(map(str, options["data"]))}
     _check_command("probe", options, where)
     return options
 

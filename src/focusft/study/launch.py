@@ -9,9 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from focusft.errors import RunInterrupted
-
-# What the command line exits with for an error that the user can mend.
-USER_ERROR = 2
+from focusft.training.watchdogs import TrainingStopped
 
 
 class OutOfTimeError(Exception):
@@ -22,7 +20,7 @@ class StageFailedError(Exception):
     """A command failed; the message is one line.
 
     Attributes:
-        is_final: The same command would fail again, for instance because its loss diverges.
+        is_final: The same command would fail again, because its loss diverges.
     """
 
     def __init__(self, message: str, *, is_final: bool) -> None:
@@ -85,7 +83,9 @@ def check_exit(code: int, log: Path) -> None:
     if code in (130, 143, -2, -15):
         number = code - 128 if code > 0 else -code
         raise RunInterrupted(f"the command was stopped ({last}); run the study again", number)
-    raise StageFailedError(f"{last} (exit code {code}, {log})", is_final=code == USER_ERROR)
+    raise StageFailedError(
+        f"{last} (exit code {code}, {log})", is_final=code == TrainingStopped.exit_code
+    )
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -21,7 +21,12 @@ _RAISED_TOO_OFTEN = 0.5
 
 
 class TrainingStopped(UserError):
-    """Training cannot go on; the message says why and how to mend it."""
+    """Training went astray; the message says how, and how to mend it.
+
+    The exit code tells a study that the same command would do so again.
+    """
+
+    exit_code = 3
 
 
 def stop_on_non_finite(trainer: ResumableTrainer, what: str, value: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from focusft.analysis.report.comparison import SuiteComparison
@@ -82,7 +83,7 @@ def check_claims(runs: Runs, comparisons: Sequence[SuiteComparison]) -> list[Cla
         Claim(
             "Answers more science questions with a Python tool (GPQA, first try)",
             "+24% relative to SFT",
-            _tool_use(agent) if agent else [],
+            _tool_use(agent, runs) if agent else [],
             "focusft eval RUN --suite agent --questions GPQA.csv --out RUN/agent",
         ),
         Claim(
@@ -142,14 +143,18 @@ def _points_row(label: str, found: Difference, paired: bool, claimed: float) -> 
     )
 
 
-def _tool_use(comparison: SuiteComparison) -> list[Measurement]:
+def _tool_use(comparison: SuiteComparison, runs: Runs) -> list[Measurement]:
     found = comparison.overall
+    sources = {Path(run.content["config"]["questions"]).name for run in runs.of("agent")}
+    # GPQA comes as .csv or .parquet; .jsonl is what `focusft data make` writes.
+    generated = sorted(name for name in sources if name.endswith(".jsonl"))
+    label = f"first try; not GPQA but {', '.join(generated)}" if generated else "first try"
     # Relative to nothing, any gain is endless.
     gain = found.mean / found.second if found.second else math.inf * (found.mean > 0)
     relative = f", {points(gain, 0)}%" if math.isfinite(gain) else ""
     return [
         Measurement(
-            "first try",
+            label,
             f"{percent(found.second)} → {percent(found.first)}{relative}",
             _basis(found, comparison.paired),
             _standing_of(found, gain, 0.24),

@@ -275,9 +275,11 @@ def _method(file: _File, trainings: Mapping[Path, dict[str, Any]]) -> Method:
     if file.when:
         return "untrained" if file.when == "before training" else "FocuSFT"
     owner = trainings.get(file.owner)
-    if file.kind != "training":
+    model = model_of(file.content)
+    # What one run trained another may start from.
+    if file.kind != "training" and model and Path(model).resolve() not in trainings:
         starts = [training["config"]["model_name_or_path"] for training in trainings.values()]
-        if model_of(file.content) in starts:
+        if model in starts:
             return "untrained"
     return trained_how(owner["config"]) if owner else "unknown"
 

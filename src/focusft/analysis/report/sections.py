@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import median
 
 from focusft.analysis.report import settings
@@ -229,7 +230,11 @@ def _tool_use(runs: Runs, style_of: Mapping[str, Style]) -> Section | None:
     return Section(
         "tools",
         "Tool use",
-        intro=["Multiple-choice questions that the model may solve with a Python tool."],
+        intro=[
+            "Multiple-choice questions that the model may solve with a Python tool, from "
+            + ", ".join(sorted({Path(r.content["config"]["questions"]).name for r in results}))
+            + "."
+        ],
         charts=[tool_use(results, style_of)],
         tables=[
             Table(

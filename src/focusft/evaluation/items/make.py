@@ -190,11 +190,19 @@ def _plan_published(
 ) -> _Plan:
     """Published BABILong data, which is read now."""
     names = _checked_tasks(tasks, babilong.DATA_TASKS)
+    labels = [length_label(length) for length in lengths]
+    for length in lengths:
+        if length % 1000 and length % 1024:
+            raise ConfigError(
+                f"--lengths: {length} tokens have no published data; give whole thousands, as 1k, "
+                "2k or 4k, or leave --babilong_data out"
+            )
+    if len(set(labels)) < len(labels):
+        raise ConfigError(f"--lengths: {', '.join(labels)}: some are the same published data")
     drafts: dict[tuple[str, int], Sequence[Draft]] = {}
     corpora = {}
     for name in names:
-        for length in lengths:
-            label = length_label(length)
+        for length, label in zip(lengths, labels, strict=True):
             drafts[name, length], rows = babilong.published_drafts(
                 data, name, label, samples=samples, count=count
             )

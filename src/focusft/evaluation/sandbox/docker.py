@@ -48,8 +48,8 @@ class Docker:
             subprocess.run([docker, "rm", "--force", name], capture_output=True, check=False)
             running.kill()
         result = running.result(end)
-        # Docker's own status for a container that it could not start.
-        if result.exit_code == 125:
+        # Docker's own status for a container that it could not start; code may exit with it too.
+        if result.exit_code == 125 and result.stderr.startswith("docker:"):
             raise SandboxError(f"docker cannot run {self.image}: {one_line(result.stderr)}")
         return result
 

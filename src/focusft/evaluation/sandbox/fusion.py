@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -66,7 +67,7 @@ class SandboxFusion:
             # The server may queue the run, so it gets more time than the code.
             with urllib.request.urlopen(request, timeout=timeout_s + 60) as response:
                 answer = json.loads(response.read(_MOST_ANSWER_BYTES))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise SandboxError(
                 f"{address}: no SandboxFusion server answers ({one_line(str(error))}); "
                 "check the address"
@@ -79,17 +80,18 @@ class SandboxFusion:
 def show_last_expression(code: str) -> str:
     """Rewrite code so that it prints the value of its last expression as a notebook does.
 
-    For servers that run a plain script. Code that does not parse comes back unchanged.
+    For servers that run a plain script. Code that does not parse, or is nested too deeply to be
+    written again, comes back unchanged.
     """
     try:
         tree = ast.parse(code)
+        if not tree.body or not isinstance(tree.body[-1], ast.Expr):
+            return code
+        value = tree.body[-1].value
+        hook = ast.parse("__import__('sys').displayhook(0)").body[0]
+        assert isinstance(hook, ast.Expr) and isinstance(hook.value, ast.Call)
+        hook.value.args = [value]
+        tree.body[-1] = hook
+        return ast.unparse(ast.fix_missing_locations(tree))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return code
-    if not tree.body or not isinstance(tree.body[-1], ast.Expr):
-        return code
-    value = tree.body[-1].value
-    hook = ast.parse("__import__('sys').displayhook(0)").body[0]
-    assert isinstance(hook, ast.Expr) and isinstance(hook.value, ast.Call)
-    hook.value.args = [value]
-    tree.body[-1] = hook
-    return ast.unparse(ast.fix_missing_locations(tree))
