@@ -57,7 +57,8 @@ def run(folder, options, capsys):
     errors = capsys.readouterr().err
     assert "Traceback" not in errors
     if code != 0:
-        assert code == 2
+        # 3: the loss is not finite, as with an inner_lr of 1e6.
+        assert code in (2, 3)
         lines = [line for line in errors.splitlines() if line.startswith("focusft: error: ")]
         assert len(lines) == 1
         return code, lines[0]
@@ -92,6 +93,23 @@ def test_any_options_are_checked_before_anything_is_trained(workshop, capsys):
     assert min(seen.values()) > CONFIGS // 20, seen
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("optim", "galore_adamw"), ("lr_scheduler_type", "cosine_with_min_lr")]
+)
+def test_options_that_lack_something_are_refused_by_name(workshop, capsys, option, value):
+    options = {
+        "output_dir": str(workshop / f"out_{option}"),
+        "model_name_or_path": str(workshop / "model"),
+        "train_data": str(workshop / "data.jsonl"),
+        "use_cpu": True,
+        "report_to": "none",
+        option: value,
+    }
+    code, line = run(workshop, options, capsys)
+    assert code == 2
+    assert line.startswith(f"focusft: error: {option}: ")
+
+
 CHOICES = {
     "method": ["focusft", "sft"],
     "packing": [True, False],
@@ -116,7 +134,7 @@ CHOICES = {
     "length_policy": ["drop", "error", "truncate_context"],
     "learning_rate": [0.0, 1e-3, 1e9],
     "max_grad_norm": [0.0, 1.0],
-    "lr_scheduler_type": ["cosine", "reduce_lr_on_plateau", "inverse_sqrt"],
+    "lr_scheduler_type": ["cosine", "reduce_lr_on_plateau", "cosine_with_min_lr"],
     "warmup_steps": [0, 0.5, 100],
     "optim": ["adamw_torch", "sgd", "adafactor", "galore_adamw"],
     "eval_strategy": ["no", "steps", "epoch"],
@@ -136,7 +154,7 @@ CHOICES = {
 
 @pytest.mark.slow
 def test_sensible_options_in_any_combination_train_or_say_why_not(workshop, capsys):
-    seen = {0: 0, 2: 0}
+    seen = {0: 0, 2: 0, 3: 0}
 
     @settings(
         max_examples=CONFIGS,
@@ -170,4 +188,4 @@ def test_sensible_options_in_any_combination_train_or_say_why_not(workshop, caps
         seen[code] += 1
 
     check()
-    assert min(seen.values()) > 10, seen
+    assert min(seen[0], seen[2]) > 10, seen

@@ -153,7 +153,8 @@ def _find_bare(text: str, schemas: dict[str, dict[str, Any]]) -> Iterator[_Found
         if re.match(r'\{\s*"name"\s*:\s*"[^"]*"\s*,\s*"(arguments|parameters)"', body):
             yield 0, len(text), None, _CallError(_json_problem(body))
         return
-    if not isinstance(value, dict) or value.get("name") not in schemas or body[end:].strip(" ;\n"):
+    name = value.get("name") if isinstance(value, dict) else None
+    if not isinstance(name, str) or name not in schemas or body[end:].strip(" ;\n"):
         return
     if "arguments" in value or "parameters" in value:
         yield 0, len(text), *_name_and_arguments(value)

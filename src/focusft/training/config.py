@@ -104,6 +104,8 @@ class FocuSFTConfig(TrainingArguments, FocusConfig):
         self.dataloader_pin_memory &= torch.cuda.is_available()
         # transformers takes bf16 without an accelerator for a mistake, unless it is told.
         self.use_cpu |= not torch.accelerator.is_available()
+        if self.save_strategy == "best" and self.metric_for_best_model is None:
+            self.metric_for_best_model = "loss"
         TrainingArguments.__post_init__(self)
 
     def focus_config(self) -> FocusConfig:

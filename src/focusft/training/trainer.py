@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 from transformers.trainer_utils import has_length
 
 from focusft.data import ConversationCollator, LengthBucketedSampler
@@ -190,6 +191,18 @@ class FocuSFTTrainer(ResumableTrainer):
         )
         return metrics
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make it, or say which package or option `optim` lacks."""
+        with _option_errors("optim"):
+            return super().create_optimizer(model)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LRScheduler:
+        """Make it, or say which of `lr_scheduler_kwargs` is missing."""
+        with _option_errors("lr_scheduler_type"):
+            return super().create_scheduler(num_training_steps, optimizer)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the inner loop's losses and the throughput to each line of training."""
         if "loss" in logs:
@@ -317,8 +330,19 @@ def _pad_token_id(model: Any, tokenizer: Any) -> int:
     return 0
 
 
+@contextmanager
+def _option_errors(option: str) -> Iterator[None]:
+    """What transformers raises about an option, as the user's error."""
+    try:
+        yield
+    except (ImportError, ValueError, TypeError) as error:
+        raise ConfigError(f"{option}: {error}") from error
+
+
 def _refuse_unsupported(args: FocuSFTConfig) -> None:
     refuse_data_parallel(args.n_gpu)
+    if args.attention_backend == "flex" and args.device.type == "cpu":
+        raise ConfigError("attention_backend: flex trains on GPUs only; use auto on a CPU")
     if args.label_smoothing_factor > 0:
         raise ConfigError("label_smoothing_factor: not defined for FocuSFT; set it to 0")
     if args.auto_find_batch_size:
