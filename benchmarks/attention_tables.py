@@ -41,14 +41,21 @@ def main() -> None:
     KEPT.mkdir(parents=True, exist_ok=True)
     for path in parser.parse_args().results:
         results = json.loads(path.read_text())
-        shared = {name: results[name] for name in ("config", "versions")}
+        config = {
+            name: value
+            for name, value in results["config"].items()
+            if name not in ("model", "compare")
+        }
         for model in filter(None, (results, results.get("compare"))):
             masks = {
                 mask: {name: value for name, value in model[mask].items() if name != "per_head"}
                 for mask in ("causal", "bidirectional")
             }
-            kept = {name: model[name] for name in ("model", "ratios", "examples", "data")}
-            write_json(KEPT / f"{Path(model['model']).name}.json", {**kept, **masks, **shared})
+            # The name alone: where a model lay on one machine is of no use on another.
+            name = Path(model["model"]).name
+            kept = {key: model[key] for key in ("ratios", "examples", "data")}
+            shared = {"model": name, "config": config, "versions": results["versions"]}
+            write_json(KEPT / f"{name}.json", {**shared, **kept, **masks})
 
 
 def attention_page(models: Mapping[str, dict[str, Any]], source: Path) -> str:
