@@ -375,3 +375,27 @@ def test_training_reduces_the_loss():
         optimizer.step()
         losses.append(engine.trace.mean_losses[0])
     assert losses[-1] < losses[0] / 2
+
+
+def test_a_batch_of_padding_alone_has_no_loss():
+    model = tiny_model("llama").train()
+    focusft.attach(model, CONFIG)
+    nothing = torch.zeros(1, 6, dtype=torch.long)
+    loss = model(input_ids=nothing, attention_mask=nothing, labels=nothing - 100).loss
+    loss.backward()
+    assert loss.item() == 0
+
+
+def test_torch_compile_keeps_the_fast_weights():
+    model = tiny_model("llama", num_hidden_layers=2).train()
+    engine = focusft.attach(model, CONFIG)
+    plain = model(**BATCH).loss
+    plain.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    loss = torch.compile(model, backend="eager")(**BATCH).loss
+    loss.backward()
+    assert loss.item() == pytest.approx(plain.item(), abs=1e-6)
+    assert relative_error({n: p.grad for n, p in model.named_parameters()}, expected) < 1e-6
+    assert len(engine.trace.losses) == CONFIG.num_inner_steps + 1
+    torch._dynamo.reset()

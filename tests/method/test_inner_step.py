@@ -177,3 +177,15 @@ def test_a_batch_without_targets_leaves_the_fast_weights(targets, fraction, orde
     expected, _, stock = gradients_of(tiny_model("llama"), no_steps, **single(DOCUMENTS[0]))
     assert loss == pytest.approx(expected)
     assert relative_error(gradients, stock) < 1e-6
+
+
+def test_a_step_given_up_for_an_infinite_gradient_leaves_the_weights():
+    config = replace(CONFIG, num_inner_steps=1, inner_lr=0.5, inner_step="backtracking")
+
+    def losses(weights):
+        return weights.B[0][:, 0, 0].sqrt() + 1  # the slope at 0 is infinite
+
+    weights, trace = adapt(scalar_weights(1), losses, torch.tensor([True]), config)
+    assert trace.step_sizes[0].tolist() == [0.0]
+    assert weights.B[0].flatten().tolist() == [0.0]
+    assert trace.losses[-1].tolist() == [1.0]

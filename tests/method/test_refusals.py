@@ -338,3 +338,70 @@ def test_data_parallel_replicas():
     with pytest.raises(UnsupportedModelError) as error:
         model._replicate_for_data_parallel()(**BATCH)
     assert_mends(error, "DataParallel", "torchrun")
+
+
+def test_labels_on_context():
+    input_ids, _ = conversation(MULTI_TURN)
+    batch = {"input_ids": input_ids[None], "labels": input_ids[None].clone()}
+    turn_ids = torch.ones_like(batch["input_ids"])
+    turn_ids[:, -5:] = -2
+    model = tiny_model("llama").train()
+    focusft.attach(model, CONFIG)
+    with pytest.raises(DataError) as error:
+        model(**batch, turn_ids=turn_ids)
+    assert_mends(error, "labels", "set labels to -100 on context")
+
+
+def test_documents_known_by_lengths_alone():
+    model = tiny_model("llama").train()
+    focusft.attach(model, CONFIG)
+    with pytest.raises(DataError) as error:
+        model(**BATCH, cu_seq_lens_q=torch.tensor([0, 9, 28], dtype=torch.int32))
+    assert_mends(error, "cu_seq_lens_q", "position_ids")
+
+
+def test_prompt_tuning():
+    from peft import PromptTuningConfig, get_peft_model
+
+    model = get_peft_model(
+        tiny_model("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    )
+    with pytest.raises(UnsupportedModelError) as error:
+        focusft.attach(model, CONFIG)
+    assert_mends(error, "PROMPT_TUNING", "use LoRA")
+
+
+def test_a_model_that_fails_with_the_mask_is_left_as_it_was():
+    model = build("doge", num_hidden_layers=2)
+    stock = model.config._attn_implementation
+    with pytest.raises(UnsupportedModelError) as error:
+        focusft.attach(model, CONFIG)
+    assert_mends(error, "DogeForCausalLM", "use another model family")
+    assert model.config._attn_implementation == stock
+
+
+def test_hooks_that_are_left_out():
+    model = tiny_model("llama").train()
+    engine = focusft.attach(model, CONFIG)
+    target = engine._architecture.targets[-1]
+    forward = target.forward
+    engine._architecture.layers[-1].mlp.register_forward_pre_hook(
+        lambda module, args: (
+            target._forward_hooks.clear() if not engine._active().is_adapting else None
+        )
+    )
+    with pytest.raises(UnsupportedModelError) as error:
+        model(**BATCH)
+    assert target.forward == forward
+    assert_mends(error, "5 of 6 linear maps", "turn it off")
+
+
+@pytest.mark.parametrize("inner_step", ["fixed", "backtracking"])
+def test_a_broken_model_is_not_blamed_on_the_step_size(inner_step):
+    model = tiny_model("llama").train()
+    focusft.attach(model, replace(CONFIG, inner_step=inner_step))
+    torch.nn.init.constant_(model.model.layers[0].mlp.down_proj.weight, float("nan"))
+    with pytest.raises(UserError) as error:
+        model(**BATCH)
+    assert_mends(error, "before any inner step", "lower learning_rate")
+    assert "inner_lr" not in str(error.value)

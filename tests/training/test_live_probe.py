@@ -10,9 +10,10 @@ import torch
 
 from focusft.analysis.dilution import measure_dilution
 from focusft.data import ConversationCollator
-from focusft.errors import ConfigError
+from focusft.errors import ConfigError, DataError
 from focusft.training.config import FocuSFTConfig
 from focusft.training.live_probe import LiveProbe
+from focusft.training.trainer import FocuSFTTrainer
 from tests.tiny_models import tiny_model
 from tests.training.test_trainer import dataset, losses, trainer, weights
 
@@ -191,3 +192,17 @@ def test_two_ranks_log_the_same_and_train_as_without(tmp_path):
 def test_steps_are_checked():
     with pytest.raises(ConfigError, match="probe_steps: -1"):
         FocuSFTConfig(output_dir="x", probe_steps=-1)
+
+
+def test_a_probe_set_without_a_label_is_left_out(tmp_path, caplog):
+    without = {"input_ids": torch.arange(3, 12)[None], "labels": torch.full((1, 9), -100)}
+    run = FocuSFTTrainer(
+        model=tiny_model("llama"),
+        args=trainer(tmp_path, max_steps=1, probe_steps=1).args,
+        train_dataset=dataset(),
+        probe_set=[without],
+    )
+    run.train()
+    assert "its examples have no label" in caplog.text
+    with pytest.raises(DataError, match="no example has a label"):
+        measure_dilution(tiny_model("llama"), [without], "causal")

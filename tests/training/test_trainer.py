@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, Trainer
 
 import focusft
 from focusft.data import ConversationCollator, LengthBucketedSampler
+from focusft.errors import ConfigError, UnsupportedModelError
+from focusft.method.inner_loop import InnerTrace
 from focusft.training.config import FocuSFTConfig
 from focusft.training.trainer import FocuSFTTrainer
 from focusft.training.validation import rank_batches, response_loss
@@ -320,3 +322,79 @@ def test_kill_and_resume_gives_the_same_losses(tmp_path):
     assert losses(resumed) == losses(whole)
     for name, weight in weights(whole).items():
         assert torch.equal(weights(resumed)[name], weight), name
+
+
+def test_first_tokens_of_packed_documents_are_counted_as_they_are_trained(tmp_path):
+    rows = Dataset.from_list(
+        [
+            {"input_ids": [5 + i, 9, 11 + i], "labels": [5 + i, 9, 11 + i], "turn_ids": [-1] * 3}
+            for i in range(4)
+        ]
+    )
+    found = []
+    for packing in (True, False):
+        run = trainer(
+            tmp_path / str(packing),
+            packing=packing,
+            max_steps=1,
+            per_device_train_batch_size=4,
+            probe_steps=0,
+        )
+        run.train_dataset = rows
+        run.train()
+        found.append(losses(run)[0])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_a_plain_list_of_rows_trains_padded_too(tmp_path):
+    run = trainer(tmp_path, packing=False, max_steps=1)
+    run.train_dataset = list(dataset())
+    run.train()
+    assert len(losses(run)) == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "sft"}], ids=["focusft", "sft"])
+def test_predict_is_that_of_the_stock_model(tmp_path, options):
+    run = trainer(tmp_path, packing=False, max_steps=1, **options)
+    run.train()
+    watched = run.inner_steps_watched
+    with torch.no_grad():
+        batch = run.data_collator(list(dataset(2)))
+        expected = run.model.eval()(
+            **{name: value for name, value in batch.items() if name != "turn_ids"}
+        ).loss
+    output = run.predict(dataset(2))
+    assert output.metrics["test_loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert run.inner_steps_watched == watched
+
+
+def test_a_window_of_attention_is_validated_causally_alone(tmp_path, caplog):
+    model = tiny_model("mistral", sliding_window=4)
+    run = trainer(tmp_path, model, method="sft", packing=False, probe_steps=0)
+    metrics = run.evaluate()
+    assert "no loss with bidirectional context" in caplog.text
+    assert "eval_loss" in metrics and "eval_loss_bidirectional" not in metrics
+    row = {name: torch.tensor([values]) for name, values in dataset(1)[0].items()}
+    row["position_ids"] = torch.cat([torch.arange(4), torch.arange(row["labels"].shape[1] - 4)])[
+        None
+    ]
+    with pytest.raises(UnsupportedModelError, match="packed rows"):
+        response_loss(model, row, "causal")
+
+
+@pytest.mark.parametrize(
+    "name", ["compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics"]
+)
+def test_functions_that_would_never_be_called_are_refused(tmp_path, name):
+    args = trainer(tmp_path).args
+    with pytest.raises(ConfigError, match=name):
+        FocuSFTTrainer(model=tiny_model("llama"), args=args, **{name: print})
+
+
+def test_the_step_size_is_that_of_documents_with_a_target(tmp_path):
+    run = trainer(tmp_path)
+    step, none = torch.tensor([0.5, 8.0]), torch.tensor([1.0, 1.0])
+    run._window.traces.append(
+        InnerTrace((none, none), (step,), (none,), torch.tensor([True, False]))
+    )
+    assert run._window_metrics()["inner_step_size"] == 0.5

@@ -27,7 +27,7 @@ from focusft.analysis.recorder import (
     json_number,
     named_figures,
 )
-from focusft.errors import UnsupportedModelError
+from focusft.errors import DataError, UnsupportedModelError
 from focusft.method.architectures import CALL, Architecture, has_sliding_window, unwrap_causal_lm
 from focusft.method.attention import ATTENTION, SEGMENTS, TurnAttention, turn_attention
 from focusft.method.config import ContextAttention, ContextBlocks
@@ -104,6 +104,9 @@ def measure_dilution(
         batches: As for `measure_documents`.
         context_attention: Attention among context tokens during the measurement.
         sample: Which queries; all response queries by default.
+
+    Raises:
+        DataError: No batch has a label.
     """
     with probing(model) as measured:
         documents = [
@@ -111,6 +114,8 @@ def measure_dilution(
             for batch in batches
             for document in measure_documents(measured, batch, context_attention, sample)
         ]
+    if not documents:
+        raise DataError("no example has a label, so there is no response query to measure")
     return Dilution.of(documents)
 
 

@@ -145,6 +145,11 @@ def unwrap_causal_lm(model: nn.Module) -> PreTrainedModel:
         from peft import PeftModel
 
         if isinstance(model, PeftModel):
+            if model.active_peft_config.is_prompt_learning:
+                raise UnsupportedModelError(
+                    f"{model.active_peft_config.peft_type.value} puts tokens of its own before "
+                    "each document, which have no turn; use LoRA or another adapter of weights"
+                )
             model = model.get_base_model()
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(

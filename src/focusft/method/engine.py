@@ -41,11 +41,15 @@ from focusft.method.attention import (
 )
 from focusft.method.config import ContextAttention, FocusConfig
 from focusft.method.fast_weights import FastWeights, initial_fast_weights
-from focusft.method.inner_loop import InnerTrace, adapt, check_finite
+from focusft.method.inner_loop import STEP_MENDS, InnerTrace, adapt, check_finite
 from focusft.method.loss import PredictedRows, token_losses
 from focusft.method.mask_check import check_masking
 from focusft.method.objectives import inner_targets
-from focusft.method.refusals import refuse_lossy_checkpointing, refuse_recorded_states
+from focusft.method.refusals import (
+    refuse_labelled_context,
+    refuse_lossy_checkpointing,
+    refuse_recorded_states,
+)
 from focusft.method.sharding import check_wrapping, gather, gathered, keep_gathered, unhooked
 from focusft.method.top_layers import prepare_top_layers
 from focusft.method.turns import TurnLayout
@@ -76,6 +80,7 @@ class FocusCall:
         self.trunk_input: tuple[Tensor, dict[str, Any]] | None = None
         self.fast_weights: FastWeights | None = None
         self.is_adapting = False
+        self.maps_adapted = 0
         self.inner_rows_per_document: Sequence[int] = ()
         self.trace: InnerTrace | None = None
         self.loss: Tensor | None = None
@@ -153,9 +158,14 @@ class FocusEngine:
         try:
             self._architecture = check_replay(self._architecture)
             check_masking(model_below, config.context_attention)
-        except UnsupportedModelError:
+        except Exception as error:
             model_below.set_attn_implementation(self._stock_implementation)
-            raise
+            if isinstance(error, UserError):
+                raise
+            raise UnsupportedModelError(
+                f"{type(model_below).__name__}: its forward fails with FocuSFT's attention "
+                f"({error}); use another model family"
+            ) from error
         self._add_hooks(model, self._architecture)
 
     def detach(self) -> None:
@@ -170,6 +180,8 @@ class FocusEngine:
     def _add_hooks(self, model: nn.Module, parts: Architecture) -> None:
         add = self._handles.append
         _attached.add(parts.decoder)
+        # Code that torch.compile made for a layer without hooks must not serve one with hooks.
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
         add(model.register_forward_pre_hook(self._begin_call, with_kwargs=True))
         add(parts.decoder.register_forward_hook(self._compute_loss, with_kwargs=True))
         add(model.register_forward_hook(self._return_loss, with_kwargs=True))
@@ -205,6 +217,7 @@ class FocusEngine:
         layout = TurnLayout.from_batch(
             {**kwargs, "turn_ids": turn_ids_BS}, self.config.context_blocks
         )
+        refuse_labelled_context(layout, kwargs["labels"], self.config)
         call = FocusCall(
             input_ids_BS=kwargs["input_ids"],
             labels_BS=kwargs.pop("labels"),
@@ -285,7 +298,13 @@ class FocusEngine:
         # Weights that autocast has cast without a history must not serve the outer forward.
         torch.clear_autocast_cache()
         if self.stops_on_non_finite:
-            check_finite(call.trace.losses, "inner losses")
+            before_any_step, *_ = call.trace.losses
+            check_finite(
+                [before_any_step],
+                "inner losses before any inner step",
+                "the model is broken: lower learning_rate, or look for NaN in its weights",
+            )
+            check_finite(call.trace.losses, "inner losses", STEP_MENDS[config.inner_step])
         call.is_adapting = False
 
     def _activate_call(
@@ -307,6 +326,8 @@ class FocusEngine:
         call = None if self._active is None else self._active()
         if call is None or call.fast_weights is None:
             return output
+        if not call.is_adapting:
+            call.maps_adapted += 1
         x = args[0]
         if x.ndim == 2:  # the last layer of the inner loop
             return call.fast_weights.add_to_rows(output, index, x, call.inner_rows_per_document)
@@ -330,8 +351,17 @@ class FocusEngine:
         normaliser = len(rows) if call.normaliser is None else call.normaliser
         call.loss = losses_R.sum() / torch.as_tensor(normaliser).clamp(min=1)
         if call.trace is not None:
+            if call.maps_adapted != len(self._architecture.targets):
+                raise UnsupportedModelError(
+                    f"{call.maps_adapted} of {len(self._architecture.targets)} linear maps got "
+                    "their fast weights; something leaves out hooks (torch.compile?): turn it off"
+                )
             if self.stops_on_non_finite:
-                check_finite([losses_R], "token losses with adapted fast weights")
+                check_finite(
+                    [losses_R],
+                    "token losses with adapted fast weights",
+                    STEP_MENDS[self.config.inner_step],
+                )
             self.trace = self._with_final_losses(call.trace, call, rows, losses_R.detach())
         self._active = None
 

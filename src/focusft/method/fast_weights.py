@@ -109,7 +109,7 @@ class FastWeights:
                 low_rank_Pr = F.linear(x_PI, A_GrI[number])
                 output_PO = torch.addmm(output_PO, low_rank_Pr, B_GOr[number].T, alpha=self.scaling)
             pieces.append(output_PO)
-        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+        return torch.cat(pieces) if pieces else output_TO
 
     def _with_dropout(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.dropout > 0 else x
@@ -148,17 +148,20 @@ def initial_fast_weights(
     """
     device = input_ids_BS.device
     documents = tuple(layout.documents())
-    drawn: list[list[Tensor]] = [[] for _ in shapes]
+    drawn = tuple(
+        torch.empty(len(documents), rank, features, device=device, dtype=dtype)
+        for features, _ in shapes
+    )
     generator = torch.Generator(device)
-    for checksum in _checksums(input_ids_BS, documents):
+    for number, checksum in enumerate(_checksums(input_ids_BS, documents)):
         generator.manual_seed(_mix(seed, step, checksum))
-        for matrices, (features, _) in zip(drawn, shapes, strict=True):
+        for A_GrI, (features, _) in zip(drawn, shapes, strict=True):
             # Kaiming-uniform with a = sqrt(5) is uniform within 1 / sqrt(input features).
             matrix_rI = torch.empty(rank, features, device=device)
             matrix_rI.uniform_(-1, 1, generator=generator)
-            matrices.append((matrix_rI / features**0.5).to(dtype))
+            A_GrI[number] = matrix_rI / features**0.5
     return FastWeights(
-        A=tuple(torch.stack(matrices) for matrices in drawn),
+        A=drawn,
         B=tuple(
             torch.zeros(len(documents), out, rank, device=device, dtype=dtype) for _, out in shapes
         ),
@@ -182,4 +185,4 @@ def _checksums(input_ids_BS: Tensor, documents: Sequence[Document]) -> list[int]
         weights_T = torch.arange(1, len(tokens_T) + 1, device=tokens_T.device)
         weights_T = weights_T * 6364136223846793005 + 1442695040888963407
         sums.append((tokens_T * weights_T * (weights_T >> 33)).sum())
-    return torch.stack(sums).tolist()
+    return torch.stack(sums).tolist() if sums else []

@@ -19,6 +19,11 @@ from focusft.method.config import FocusConfig
 from focusft.method.fast_weights import FastWeights
 
 MAX_HALVINGS = 6
+# What to do about steps that go too far, by `inner_step`.
+STEP_MENDS = {
+    "fixed": "lower inner_lr or set inner_step=backtracking",
+    "backtracking": "lower inner_lr",
+}
 
 
 class NonFiniteLossError(UserError):
@@ -65,17 +70,20 @@ class InnerTrace:
         )
 
 
-def check_finite(losses: Sequence[Tensor], what: str) -> None:
+def check_finite(losses: Sequence[Tensor], what: str, mend: str) -> None:
     """Stop on losses that are infinite or not a number.
+
+    Args:
+        losses: Losses to look at.
+        what: Their name, for the message.
+        mend: What to do about it, for the message.
 
     Raises:
         NonFiniteLossError: One is; the message has the means of `losses`.
     """
     if not all(loss.isfinite().all() for loss in losses):
         means = [loss.mean().item() for loss in losses]
-        raise NonFiniteLossError(
-            f"{what} are not finite (means {means}); lower inner_lr or set inner_step=backtracking"
-        )
+        raise NonFiniteLossError(f"{what} are not finite (means {means}); {mend}")
 
 
 def mean_losses(traces: Sequence[InnerTrace]) -> list[float]:
@@ -166,9 +174,11 @@ def _clip_factor(norm_G: Tensor, limit: float) -> Tensor:
 def _descend(
     weights: FastWeights, gradients: Sequence[Tensor], step_G: Tensor, first_order: bool
 ) -> FastWeights:
+    step_G11 = step_G[:, None, None]
     moved = weights.with_tensors(
         [
-            tensor - step_G[:, None, None] * gradient
+            # A document without a step stays as it is, even where its gradient is infinite.
+            tensor - step_G11 * torch.where(step_G11 > 0, gradient, 0.0)
             for tensor, gradient in zip(weights.tensors, gradients, strict=True)
         ]
     )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from focusft.errors import UnsupportedModelError, UserError
+from torch import Tensor
+
+from focusft.errors import DataError, UnsupportedModelError, UserError
 from focusft.method.architectures import Architecture
 from focusft.method.config import FocusConfig
+from focusft.method.turns import TurnLayout
 
 
 def refuse_lossy_checkpointing(parts: Architecture, config: FocusConfig) -> None:
@@ -26,6 +29,26 @@ def refuse_lossy_checkpointing(parts: Architecture, config: FocusConfig) -> None
     if config.inner_order == 2:
         raise UnsupportedModelError(
             "inner_order=2 needs the activations of the inner loop; turn gradient checkpointing off"
+        )
+
+
+def refuse_labelled_context(layout: TurnLayout, labels_BS: Tensor, config: FocusConfig) -> None:
+    """Refuse labels that the token before them can already see.
+
+    Args:
+        layout: Turns of the batch.
+        labels_BS: Its labels, [B, S]; -100 where there is none.
+        config: Options of the method.
+
+    Raises:
+        DataError: A context token has a label, and context attends bidirectionally.
+    """
+    if config.context_attention == config.inner_attention == "causal":
+        return
+    if ((labels_BS != -100) & layout.is_context_BS).any():
+        raise DataError(
+            "labels: a context token (turn_ids > 0) has one, which the token before it sees under "
+            "bidirectional attention; set labels to -100 on context"
         )
 
 

@@ -93,6 +93,11 @@ class TurnLayout:
             context_blocks: See `from_turn_ids`.
         """
         position_ids_BS = batch.get("position_ids")
+        if position_ids_BS is None and batch.get("cu_seq_lens_q") is not None:
+            raise DataError(
+                "cu_seq_lens_q: FocuSFT reads the documents of a packed row from position_ids, "
+                "which are not there; let the collator return them"
+            )
         if batch.get("turn_ids") is not None:
             _check_padding(batch["turn_ids"], batch.get("attention_mask"))
             return cls.from_turn_ids(batch["turn_ids"], position_ids_BS, context_blocks)

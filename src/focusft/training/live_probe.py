@@ -107,6 +107,10 @@ class LiveProbe:
                         model, batch, mask, SAMPLE, self._config.context_blocks
                     )
                 ]
+                if not found:
+                    logger.warning("the attention probe is off: its examples have no label")
+                    self._batches = ()
+                    return {}
                 means = Dilution.of(found).means
                 for figure in FIGURES:
                     if (value := means[figure]) is not None:

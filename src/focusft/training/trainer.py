@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import yaml
+from datasets import Dataset
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers.trainer_utils import has_length
@@ -21,6 +22,8 @@ from focusft.errors import ConfigError
 from focusft.method.architectures import unwrap_causal_lm
 from focusft.method.engine import FocusEngine
 from focusft.method.inner_loop import InnerTrace, mean_losses
+from focusft.method.loss import PredictedRows
+from focusft.method.turns import TurnLayout
 from focusft.training.checkpointing import checkpoint_selectively
 from focusft.training.config import FocuSFTConfig
 from focusft.training.live_probe import PROBE_EXAMPLES, LiveProbe
@@ -55,7 +58,7 @@ class FocuSFTTrainer(ResumableTrainer):
     without a collator of their own, rows with input_ids, labels and turn_ids are packed.
     The loss is the sum over the response tokens of all micro-batches and ranks divided by their
     number. Validation losses are those of the un-adapted model: `eval_loss` with causal
-    attention, `eval_loss_bidirectional` with the mask of training.
+    attention, `eval_loss_bidirectional` with the mask of training, where the model can take it.
     """
 
     def __init__(
@@ -74,13 +77,14 @@ class FocuSFTTrainer(ResumableTrainer):
             probe_set: Batches whose attention is measured during training, see
                 `focusft.analysis.dilution.measure_documents`. By default the first examples of
                 the validation data, or of the training data without any.
-            kwargs: As for `transformers.Trainer`.
+            kwargs: As for `transformers.Trainer`, without functions for the loss and metrics.
 
         Raises:
-            ConfigError: The options ask for a parallelism that the method does not cover.
+            ConfigError: Something that the method does not cover is asked for.
             UnsupportedModelError: The model has a part that the method does not cover.
         """
         _refuse_unsupported(args)
+        _refuse_callables(kwargs)
         self.focusft_args = args
         self.focus_config = args.focus_config()
         # Packed rows need their documents kept apart in plain SFT as well.
@@ -123,6 +127,9 @@ class FocuSFTTrainer(ResumableTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The outer loss of one micro-batch, summed and divided by `num_items_in_batch`."""
+        if not model.training:  # `predict`: the stock model
+            inputs = {name: value for name, value in inputs.items() if name != "turn_ids"}
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         mask_BS = inputs.get("attention_mask")
         tokens = inputs["input_ids"].numel() if mask_BS is None else mask_BS.sum().item()
         self._window.tokens += int(tokens)
@@ -149,13 +156,26 @@ class FocuSFTTrainer(ResumableTrainer):
     def _data_cursor(self) -> dict[str, Any]:
         return super()._data_cursor() | {"packing": self.focusft_args.packing}
 
+    def _get_num_items_in_batch(
+        self, batch_samples: list[dict[str, Tensor]], device: torch.device
+    ) -> Tensor:
+        """Predicted tokens of all micro-batches and ranks; the first of a document is none."""
+        count = 0
+        for batch in batch_samples:
+            layout = TurnLayout.from_batch(batch, self.focus_config.context_blocks)
+            count += len(PredictedRows.of(batch["labels"], layout))
+        total = torch.tensor(count, device=device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            total = self.accelerator.gather(total).sum()
+        return total
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         if self.focusft_args.packing or self.args.train_sampling_strategy != "random":
             return super()._get_train_sampler(train_dataset)
         args = self.args
         return LengthBucketedSampler(
-            [len(ids) for ids in dataset["input_ids"]],
+            [len(ids) for ids in _column(dataset, "input_ids")],
             self.args.train_batch_size
             * self.args.gradient_accumulation_steps
             * self.args.world_size,
@@ -179,12 +199,11 @@ class FocuSFTTrainer(ResumableTrainer):
         causal, bidirectional, tokens = validation_losses(
             self, eval_dataset, self.focus_config.context_blocks
         )
-        metrics = {
-            f"{metric_key_prefix}_loss": causal,
-            f"{metric_key_prefix}_loss_bidirectional": bidirectional,
-            f"{metric_key_prefix}_response_tokens": tokens,
-            f"{metric_key_prefix}_runtime": round(time.perf_counter() - started, 3),
-        }
+        metrics = {f"{metric_key_prefix}_loss": causal}
+        if bidirectional is not None:
+            metrics[f"{metric_key_prefix}_loss_bidirectional"] = bidirectional
+        metrics[f"{metric_key_prefix}_response_tokens"] = tokens
+        metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - started, 3)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -317,7 +336,9 @@ class FocuSFTTrainer(ResumableTrainer):
             if watched:
                 raised = sum(trace.steps_raised for trace in traces)
                 metrics["inner_steps_raised"] = raised / watched
-            sizes = torch.cat([torch.stack(trace.step_sizes).flatten() for trace in traces])
+            sizes = torch.cat(
+                [torch.stack(trace.step_sizes)[:, trace.has_targets].flatten() for trace in traces]
+            )
             metrics["inner_step_size"] = sizes.mean().item()
         return metrics
 
@@ -328,6 +349,13 @@ def _pad_token_id(model: Any, tokenizer: Any) -> int:
         if source is not None and source.pad_token_id is not None:
             return int(source.pad_token_id)
     return 0
+
+
+def _column(dataset: Any, name: str) -> Iterable[Any]:
+    """A column at once where the data set has columns, else row by row."""
+    if isinstance(dataset, Dataset):
+        return dataset[name]
+    return (dataset[index][name] for index in range(len(dataset)))
 
 
 @contextmanager
@@ -349,3 +377,17 @@ def _refuse_unsupported(args: FocuSFTConfig) -> None:
         raise ConfigError("auto_find_batch_size: not supported; set per_device_train_batch_size")
     if args.use_liger_kernel:
         raise ConfigError("use_liger_kernel: replaces the loss that FocuSFT computes; turn it off")
+    for option, is_set in (
+        ("bf16_full_eval", args.bf16_full_eval),
+        ("fp16_full_eval", args.fp16_full_eval),
+    ):
+        if is_set:
+            raise ConfigError(f"{option}: validation runs in the precision of training; leave it")
+
+
+def _refuse_callables(given: Mapping[str, Any]) -> None:
+    for name in ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics"):
+        if given.get(name) is not None:
+            raise ConfigError(
+                f"{name}: FocuSFT computes the loss itself and never holds all logits; leave it out"
+            )

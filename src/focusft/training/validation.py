@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,10 +11,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
+from focusft.errors import UnsupportedModelError
+from focusft.method.architectures import has_sliding_window
 from focusft.method.attention import turn_attention
 from focusft.method.config import ContextAttention, ContextBlocks
 from focusft.method.loss import PredictedRows, plain_response_loss
 from focusft.method.turns import TurnLayout
+
+logger = logging.getLogger(__name__)
 
 
 def response_loss(
@@ -29,6 +34,9 @@ def response_loss(
         batch: As the trainer takes it.
         context_attention: Attention among context tokens.
         context_blocks: See `FocusConfig`.
+
+    Raises:
+        UnsupportedModelError: The model's attention cannot take the mask that this needs.
     """
     layout = TurnLayout.from_batch(batch, context_blocks)
     inputs = {name: value for name, value in batch.items() if name not in ("labels", "turn_ids")}
@@ -36,13 +44,18 @@ def response_loss(
     # With a padding mask the stock model lets packed documents see each other.
     if context_attention == "bidirectional" or is_packed:
         unwrapped: Any = model.module if hasattr(model, "module") else model
+        if has_sliding_window(unwrapped.config):
+            raise UnsupportedModelError(
+                f"{type(unwrapped).__name__} has layers without full attention, where neither "
+                "packed rows nor bidirectional context are defined"
+            )
         inputs |= turn_attention(unwrapped, layout, context_attention).model_kwargs
     return plain_response_loss(model, inputs, PredictedRows.of(batch["labels"], layout))
 
 
 def validation_losses(
     trainer: Trainer, dataset: Any, context_blocks: ContextBlocks
-) -> tuple[float, float, int]:
+) -> tuple[float, float | None, int]:
     """Go through a data set without gradients, in eval mode.
 
     Args:
@@ -51,23 +64,32 @@ def validation_losses(
         context_blocks: See `FocusConfig`.
 
     Returns:
-        The loss of a response token with causal attention, with bidirectional context, and the
-        number of response tokens, over all processes.
+        The loss of a response token with causal attention, with bidirectional context (None where
+        the model's attention cannot take that mask), and the number of response tokens, over all
+        processes.
     """
     model: Any = trainer.model
     model.eval()
     totals = torch.zeros(3, dtype=torch.float64, device=trainer.args.device)
+    has_mask = True
     for batch, counts in _batches(trainer, dataset):
         inputs = trainer._prepare_inputs(batch)
         with torch.no_grad(), trainer.compute_loss_context_manager():
             causal, count = response_loss(model, inputs, "causal", context_blocks)
-            bidirectional, _ = response_loss(model, inputs, "bidirectional", context_blocks)
+            bidirectional = torch.zeros_like(causal)
+            try:
+                if has_mask:
+                    bidirectional, _ = response_loss(model, inputs, "bidirectional", context_blocks)
+            except UnsupportedModelError as error:  # plain SFT trains such models
+                has_mask = False
+                logger.warning("no loss with bidirectional context: %s", error)
         if counts:
             totals += torch.stack([causal.double(), bidirectional.double(), count.double()])
     causal_sum, bidirectional_sum, tokens = (
         trainer.accelerator.gather(totals[None]).sum(dim=0).tolist()
     )
-    return causal_sum / max(tokens, 1), bidirectional_sum / max(tokens, 1), int(tokens)
+    count = max(tokens, 1)
+    return causal_sum / count, bidirectional_sum / count if has_mask else None, int(tokens)
 
 
 def _batches(trainer: Trainer, dataset: Any) -> Iterator[tuple[dict[str, Any], bool]]:
