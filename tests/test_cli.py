@@ -79,6 +79,22 @@ def test_data_commands(model_folder, data_file, tmp_path, capsys):
     assert len(made.read_text().splitlines()) == 3
 
 
+def test_where_a_picture_goes_is_checked_first(tmp_path, capsys):
+    def error(svg):
+        # The data would be the next error.
+        assert main(["data", "show", "nowhere.jsonl", "--svg", str(svg)]) == 2
+        return capsys.readouterr().err
+
+    assert f"--svg: {tmp_path} is a folder; name a file, such as" in error(tmp_path)
+    assert f"--svg: the folder {tmp_path / 'no'} does not exist" in error(tmp_path / "no" / "x.svg")
+
+
+def test_lists_with_spaces(capsys):
+    assert main(["eval", "nowhere", "--tasks", "qa1", "qa2", "--out", "y"]) == 2
+    assert "unknown: qa2; see" in (error := capsys.readouterr().err)
+    assert "lists are written with commas, such as --tasks qa1,qa2" in error
+
+
 def test_chat(model_folder, monkeypatch, capsys):
     lines = iter(["hello", ""])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))

@@ -109,7 +109,7 @@ BAD = {
         ["MODEL", "--suite", "ruler", "--server", "nowhere", "--server_model", "m"],
         "--server: 'nowhere' is no URL",
     ),
-    "compare": (["--compare", "nowhere"], "no finished run"),
+    "compare": (["--compare", "nowhere"], "--compare: nowhere: no finished run"),
 }
 
 
@@ -121,6 +121,24 @@ def test_mistakes_are_one_line_and_exit_code_2(name, model_folder, tmp_path, cap
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("focusft: error: ")
     assert said in error
+
+
+def test_what_to_compare_with_is_checked_before_the_model_loads(
+    model_folder, tmp_path, monkeypatch, capsys
+):
+    from focusft.cli import evaluate
+
+    def load(*_, **__):
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr(evaluate, "_generator", load)
+    assert main(arguments(model_folder, tmp_path / "out", "--compare", "nowhere")) == 2
+    assert "--compare: nowhere: no finished run" in capsys.readouterr().err
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained" / "results.json").write_text("{}")
+    more = ("--compare", str(tmp_path / "trained"))
+    assert main(arguments(model_folder, tmp_path / "out", *more)) == 2
+    assert "trained: is not of 'focusft eval --suite babilong or ruler'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

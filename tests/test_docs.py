@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from focusft.cli import make_parser
+from focusft.data import load_rows
 from focusft.training.config import TrainConfig, load_train_config
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
@@ -91,6 +92,14 @@ def test_options_in_yaml_exist(page, text, tmp_path):
     load_train_config(path)
 
 
+OTHER_FORMS = {
+    "sharegpt.jsonl": {
+        "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]
+    },
+    "alpaca.jsonl": {"instruction": "Add.", "input": "2 and 2", "output": "4"},
+}
+
+
 @pytest.fixture
 def names(tmp_path, monkeypatch):
     """What the pages take as given: a model, its tokenizer, a batch, and a data file."""
@@ -104,6 +113,8 @@ def names(tmp_path, monkeypatch):
         ]
     }
     Path("train.jsonl").write_text(4 * (json.dumps(row) + "\n"))
+    for name, other in OTHER_FORMS.items():
+        Path(name).write_text(json.dumps(other) + "\n")
     ids = tokenizer.apply_chat_template(row["messages"], return_tensors="pt", return_dict=True)
     labels = ids["input_ids"].clone()
     labels[:, : labels.shape[1] // 2] = -100
@@ -123,6 +134,15 @@ def test_python_snippets_run(page, names, monkeypatch):
         snippet = snippet.replace("num_proc=8", "num_proc=1")
         snippet = snippet.replace("SFTConfig(", "SFTConfig(use_cpu=True, bf16=False, ")
         exec(compile(snippet, f"{page.name} snippet {number}", "exec"), names)
+
+
+def test_rows_of_other_forms_are_converted(names):
+    snippet, *_ = blocks(ROOT / "docs" / "data_format.md", "python")
+    exec(snippet, names)
+    (conversation,) = load_rows("from_sharegpt.jsonl")
+    assert [m["content"] for m in conversation["messages"]] == ["Hi", "Hello."]
+    (pair,) = load_rows("from_alpaca.jsonl")
+    assert [m["content"] for m in pair["prompt"] + pair["completion"]] == ["Add.\n\n2 and 2", "4"]
 
 
 def test_the_pages_link_to_what_is_there():

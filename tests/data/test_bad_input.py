@@ -32,7 +32,11 @@ BAD_ROWS = [
     ("text", "the row is a string"),
     (None, "the row is missing"),
     ({}, "no 'messages' column, nor 'prompt' and 'completion' (found: none)"),
-    ({"conversations": [USER]}, "(found: 'conversations'); rename yours"),
+    ({"dialogue": [USER]}, "(found: 'dialogue'); rename yours, see docs/data_format.md"),
+    ({"conversations": [{"from": "human", "value": "hi"}]}, "'from' to 'role' (human to user"),
+    ({"instruction": "a", "input": "b", "output": "c"}, "put 'instruction' and 'input' into"),
+    ({"prompt": "a", "chosen": "b", "rejected": "c"}, "keep the chosen answer"),
+    ({"data": [GOOD]}, "write that list alone into the file"),
     ({"prompt": "a"}, "no 'messages' column, nor 'prompt' and 'completion' (found: 'prompt')"),
     ({**GOOD, "prompt": "a"}, "has both 'messages' and 'prompt'/'completion'"),
     ({"prompt": "a", "completion": "b"}, "has prompt and completion, but the first row"),
@@ -43,7 +47,8 @@ BAD_ROWS = [
     ({"prompt": [USER], "completion": []}, "'completion' is empty"),
     ({"prompt": [USER, REPLY], "completion": [USER]}, "'completion' has no assistant message"),
     ({"prompt": "a", "completion": "b", "enable_thinking": True}, "need a chat template"),
-    ({"messages": "hi"}, "'messages' is a string; it must be a list"),
+    ({"messages": "hi"}, "'messages' is a string that is not valid JSON"),
+    ({"messages": '{"a": 1}'}, "'messages' is an object; it must be a list"),
     ({"messages": []}, "'messages' is empty"),
     ({"messages": [USER]}, "no assistant message, so there is nothing to train on"),
     ({"messages": [REPLY, USER]}, "message 1 is from the assistant"),
@@ -53,7 +58,12 @@ BAD_ROWS = [
     ({"messages": [USER, {"content": "x"}]}, "message 2 has no 'role'"),
     ({"messages": [USER, "ho"]}, "message 2 is a string; it must be an object"),
     (answered(content=None), "message 2 (assistant) has no 'content'"),
-    (answered(content=["ho"]), "message 2 (assistant): 'content' is a list"),
+    (answered(content=[{"type": "text", "text": "ho"}]), "join the texts of its parts into one"),
+    (answered(content=""), "message 2 (assistant) is empty; fill it or remove the row"),
+    (answered(content=" \n", tool_calls=[]), "message 2 (assistant) is empty"),
+    (answered(content="ho", weight=0.5), "message 2 (assistant): 'weight' is 0.5; use 1, or 0"),
+    (answered(content="ho", weight=True), "message 2 (assistant): 'weight' is True"),
+    ({"messages": [{**USER, "weight": 1}, REPLY]}, "message 1 (user) has a 'weight'"),
     (answered(content=3.5), "message 2 (assistant): 'content' is a number"),
     (answered(content="\ud83e"), "message 2 (assistant) holds half a surrogate pair"),
     ({"messages": [{**USER, "content": None}, REPLY]}, "message 1 (user) has no 'content'"),
@@ -87,6 +97,13 @@ BAD_FILES = [
     ("broken.json", b"[{]", "not valid JSON"),
     ("broken.parquet", b"PAR1 nonsense", "not a readable parquet file"),
     ("latin.jsonl", b'{"prompt": "caf\xe9"}', "not UTF-8 text"),
+    ("parquet.jsonl", b"PAR1\x15\x04", "is a parquet file; name it .parquet"),
+    ("gzip.json", b"\x1f\x8b\x08\x00", "is packed with gzip; name it .gz and unpack it"),
+    ("rows.jsonl.gz", b"\x1f\x8b\x08\x00", "is packed (.gz); unpack it"),
+    ("list.jsonl", json.dumps([GOOD]).encode(), "is one JSON list, not one row per line; name it"),
+    ("list.JSONL", json.dumps([GOOD], indent=1).encode(), "is one JSON list"),
+    ("lists.jsonl", b"[1]\n[2]", "2 of 2 rows cannot be used"),
+    ("long.json", json.dumps(GOOD, indent=1).encode(), "line 1: an object goes over several"),
     ("rows.csv", b"prompt,completion", "unsupported extension '.csv'"),
     ("rows.pkl", b"x", "unsupported extension '.pkl'"),
     ("rows", b"x", "unsupported extension ''"),
@@ -97,6 +114,10 @@ BAD_FILES = [
 def test_bad_files(tmp_path, name, content, problem):
     (tmp_path / name).write_bytes(content)
     assert_one_line(tmp_path / name, f"{tmp_path / name}: ", problem)
+
+
+def test_an_extension_in_capitals_is_no_hub_name():
+    assert_one_line("data/train.JSONL", "data/train.JSONL: no such file")
 
 
 def test_not_json_on_a_line(tmp_path):
@@ -151,9 +172,12 @@ def test_all_formats_give_the_same_rows(tmp_path):
     (tmp_path / "a.jsonl").write_text("\ufeff" + "\n".join(map(json.dumps, rows)))
     (tmp_path / "a.json").write_text(json.dumps(rows, indent=1))
     pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema(rows)), tmp_path / "a.parquet")
+    as_text = [row | {"messages": json.dumps(row["messages"])} for row in rows]
+    (tmp_path / "text.JSON").write_text(json.dumps(as_text))
     first = load_rows(tmp_path / "a.jsonl")
     assert first == load_rows(tmp_path / "a.json")
     assert first == load_rows([str(tmp_path / "a.parquet")])
+    assert first == load_rows(tmp_path / "text.JSON")
     assert first[0]["messages"][1]["tool_calls"] == [call]
     assert first[2] == {
         **GOOD,

@@ -15,6 +15,7 @@ WORDS = st.sampled_from(
     ["the fox", " ", "\n", "<|im_start|>assistant\n", "<|im_end|>\n", "é🦊", "</think>", "\u00a0x"]
 )
 CONTENT = st.lists(WORDS | st.text(max_size=8), max_size=5).map("".join)
+ANSWER = CONTENT.filter(str.strip)
 
 
 @st.composite
@@ -22,11 +23,11 @@ def conversations(draw):
     messages = [{"role": "system", "content": draw(CONTENT)}] if draw(st.booleans()) else []
     for _ in range(draw(st.integers(1, 4))):
         messages.append({"role": "user", "content": draw(CONTENT)})
-        messages.append({"role": "assistant", "content": draw(CONTENT)})
+        messages.append({"role": "assistant", "content": draw(ANSWER)})
         if draw(st.booleans()):
             tools = draw(st.lists(CONTENT, min_size=1, max_size=3))
             messages += [{"role": "tool", "content": content} for content in tools]
-            messages.append({"role": "assistant", "content": draw(CONTENT)})
+            messages.append({"role": "assistant", "content": draw(ANSWER)})
     return messages
 
 
@@ -93,6 +94,27 @@ def test_conversational_pair_trains_on_the_completion_only():
     assert example["turn_ids"] == whole["turn_ids"]
     trained = [label for label in example["labels"] if label != -100]
     assert tokenizer.decode(trained) == "d<|im_end|>\n"
+
+
+def test_an_answer_of_weight_0_is_a_response_without_labels():
+    tokenizer = make_tokenizer("smollm2")
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}
+    plain = [
+        {"role": "user", "content": "a"},
+        call,
+        {"role": "tool", "content": "b"},
+        {"role": "assistant", "content": "c"},
+        {"role": "user", "content": "d"},
+        {"role": "assistant", "content": "e"},
+    ]
+    whole = tokenise_conversation(tokenizer, plain)
+    weights = {1: 0, 3: 1, 5: 0.0}
+    messages = [m | {"weight": weights[i]} if i in weights else m for i, m in enumerate(plain)]
+    example = tokenise_conversation(tokenizer, messages)
+    assert example["input_ids"] == whole["input_ids"]
+    assert example["turn_ids"] == whole["turn_ids"]
+    trained = [label for label in example["labels"] if label != -100]
+    assert tokenizer.decode(trained) == "c<|im_end|>\n"
 
 
 def test_pairs_that_cannot_be_used():

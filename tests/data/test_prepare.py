@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 
+import datasets
 import pytest
 import torch
 from rich.console import Console
@@ -114,13 +117,45 @@ def test_errors_of_the_length_policy(data, tmp_path):
     with pytest.raises(DataError, match=r"line 2: \d+ tokens exceed max_length 200; raise it"):
         prepare_dataset(data, max_length=200, length_policy="error", **options)
     for policy, why in (("drop", "longer than"), ("truncate_context", "no room")):
-        with pytest.raises(DataError, match=f"no row is left to train on .*{why}"):
+        with pytest.raises(DataError, match=f"no row is left to train on .*{why}") as raised:
             prepare_dataset(data, max_length=9, length_policy=policy, **options)
+        longest = re.search(r"the longest read has (\d+) tokens", str(raised.value))[1]
+        assert f"raise max_length ({longest} takes every row)" in str(raised.value)
+    assert prepare_dataset(data, max_length=int(longest), **options)[1].used == 4
+    shutil.rmtree(tmp_path / "cache")
     with pytest.raises(ConfigError, match="num_proc: 0"):
         prepare_dataset(data, max_length=9, num_proc=0, **options)
     with pytest.raises(DataError, match="no such file"):
         prepare_dataset("missing.jsonl", max_length=9, **options)
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_rows_of_weight_0_are_counted(tmp_path):
+    user, reply = ROWS[0]["messages"][2:]
+    untrained = reply | {"weight": 0}
+    rows = [{"messages": [user, untrained, user, reply]}, {"messages": [user, untrained]}]
+    file = tmp_path / "train.jsonl"
+    options = {"tokenizer": make_tokenizer("smollm2"), "max_length": 99, "cache_dir": tmp_path}
+    file.write_text("\n".join(map(json.dumps, rows)))
+    _, report = prepare_dataset(file, **options)
+    assert (report.used, report.dropped, report.untrained_turns) == (1, {"no_labels": 1}, 1)
+    assert "1 response turns without labels" in report.one_line()
+    file.write_text(json.dumps(rows[1]))
+    with pytest.raises(DataError, match=r"nothing to train on.*; look at one with") as raised:
+        prepare_dataset(file, **options)
+    assert "max_length" not in str(raised.value)
+
+
+def test_bad_rows_come_without_a_bar(tmp_path, capfd):
+    datasets.enable_progress_bars()
+    file = tmp_path / "train.jsonl"
+    file.write_text("{}")
+    with pytest.raises(DataError):
+        prepare_dataset(file, make_tokenizer("smollm2"), max_length=9, cache_dir=tmp_path)
+    assert "Generating" not in capfd.readouterr().err
+    file.write_text(json.dumps(ROWS[0]))
+    prepare_dataset(file, make_tokenizer("smollm2"), max_length=200, cache_dir=tmp_path)
+    assert "Tokenising" in capfd.readouterr().err
 
 
 def test_collator():

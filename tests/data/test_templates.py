@@ -221,8 +221,8 @@ def test_odd_contents(name, content):
     assert found[0].startswith("Me.") and "Because" in found[1]
 
 
-def test_empty_answer_still_trains_the_stop_token():
-    assert responses("smollm2", [said("user", "x"), said("assistant", "")]) == ["<|im_end|>\n"]
+def test_an_empty_question_is_taken():
+    assert responses("smollm2", [said("user", ""), said("assistant", "y")]) == ["y<|im_end|>\n"]
 
 
 def test_trailing_user_message_and_null_keys():

@@ -3,12 +3,13 @@
 import json
 import random
 import re
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
 
 from focusft.errors import ConfigError, DataError
-from focusft.evaluation.compare import compare_runs, comparison_table
+from focusft.evaluation.compare import check_baseline, compare_runs, comparison_table
 from focusft.statistics.scores import bootstrap_interval, score_interval, wilson_interval
 from tests.evaluation.scripted import Scripted, answers_by, make_once, perfect, run, shown
 
@@ -77,6 +78,15 @@ def test_other_items_are_refused(items, smollm2, tmp_path, options, said):
     run(others, tmp_path / "other", Scripted(lambda prompt: ""))
     with pytest.raises(ConfigError, match=said):
         compare_runs(tmp_path / "one", tmp_path / "other")
+    with pytest.raises(ConfigError, match=f"^--compare: .*{said}"):
+        check_baseline(tmp_path / "other", items)
+    check_baseline(tmp_path / "one", items)
+
+
+def test_published_items_follow_no_seed_and_tasks_no_order(items, tmp_path):
+    run(items, tmp_path / "run", Scripted(lambda prompt: ""))
+    header = items.header | {"seed": 43, "tasks": ["qa4", "qa1"]}
+    check_baseline(tmp_path / "run", replace(items, header=header, published=True))
 
 
 def test_edited_and_unfinished_runs_are_refused(items, tmp_path):

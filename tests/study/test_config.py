@@ -76,6 +76,7 @@ def test_training_options_from_a_file(write_study):
         ({"train": {"train_data": "none.jsonl"}}, "none.jsonl: no such file; make it with"),
         ({"seeds": [1, 1]}, "seeds: .* must be different"),
         ({"seeds": ["a"]}, "seeds: 'a' must be a whole number"),
+        ({"seeds": 3}, r"seeds: 3 is no list; write one, such as \[0, 1, 2\]"),
         ({"evaluations": []}, "evaluations: none is given"),
         ({"evaluations": [{"name": "x"}]}, "evaluations: x: suite: missing"),
         ({"evaluations": [{"name": "x", "suite": "agent"}]}, "x: suite: 'agent' is none of"),
@@ -101,6 +102,11 @@ def test_training_options_from_a_file(write_study):
             {"tune": {"option": "learning_rate", "values": [1], "evaluation": "needle",
                       "items_seed": 1, "arms": ["base"]}},
             "tune: arms: 'base' is none of sft, focusft",
+        ),
+        (
+            {"tune": {"option": "learning_rate", "values": [1], "evaluation": "needle",
+                      "items_seed": 1, "seed": [0]}},
+            r"tune: seed: \[0\] must be a whole number",
         ),
     ],
 )  # fmt: skip

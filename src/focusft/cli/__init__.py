@@ -22,9 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         if rest and options.command not in ("train", "plan"):
-            raise UserError(
-                f"command line: unknown: {' '.join(rest)}; see 'focusft {options.command} --help'"
-            )
+            raise UserError(_unknown(options.command, rest))
         options.run(options, rest)
     except UserError as error:
         print(f"focusft: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -41,6 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("focusft: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _unknown(command: str, rest: list[str]) -> str:
+    text = f"command line: unknown: {' '.join(rest)}; see 'focusft {command} --help'"
+    if command == "eval" and not any(word.startswith("-") for word in rest):
+        return f"{text}; lists are written with commas, such as --tasks qa1,qa2"
+    return text
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from focusft.cli.sandbox import add_sandbox_options, chosen_sandbox
-from focusft.cli.shared import add_command, make_console
+from focusft.cli.shared import add_command, check_file_to_write, make_console
 from focusft.errors import ConfigError
 
 
@@ -51,7 +51,7 @@ def add_to(commands: Any) -> None:
     make.set_defaults(run=_data_make)
 
     check = add_command(commands, "check", "validate data files and count what training would use")
-    check.add_argument("paths", nargs="+", help=".parquet, .jsonl or hub ids")
+    check.add_argument("paths", nargs="+", help=".parquet, .jsonl, .json or hub ids")
     check.add_argument("--model", default="smollm2", help="model whose tokenizer is used")
     check.add_argument("--max_length", type=int, default=4096, help="longest row in tokens")
     check.add_argument(
@@ -61,7 +61,7 @@ def add_to(commands: Any) -> None:
     check.set_defaults(run=_data_check)
 
     show = add_command(commands, "show", "show one row, context and response coloured")
-    show.add_argument("path", help=".parquet, .jsonl or hub id")
+    show.add_argument("path", help=".parquet, .jsonl, .json or hub id")
     show.add_argument("--row", type=int, default=1, help="number of the row, from 1")
     show.add_argument("--model", default="smollm2", help="model whose tokenizer is used")
     show.add_argument("--mask", action="store_true", help="draw the attention mask as well")
@@ -79,10 +79,7 @@ def _data_make(options: argparse.Namespace, _: list[str]) -> None:
     from focusft.data.long_context import make_long_context
     from focusft.training.models import load_tokenizer
 
-    if not options.out.parent.is_dir():
-        raise ConfigError(f"--out: the folder {options.out.parent} does not exist; create it")
-    if options.out.is_dir():
-        raise ConfigError(f"--out: {options.out} is a folder; name a file")
+    check_file_to_write("--out", options.out, "train.jsonl")
     tokenizer = load_tokenizer(options.model)
 
     def count_tokens(text: str) -> int:
@@ -154,6 +151,8 @@ def _data_show(options: argparse.Namespace, _: list[str]) -> None:
     from focusft.method.turns import TurnLayout
     from focusft.training.models import load_tokenizer
 
+    if options.svg is not None:
+        check_file_to_write("--svg", options.svg, "mask.svg")
     rows = load_rows(options.path)
     if not 1 <= options.row <= len(rows):
         raise ConfigError(f"--row: {options.path} has rows 1 to {len(rows)}, not {options.row}")
@@ -164,6 +163,6 @@ def _data_show(options: argparse.Namespace, _: list[str]) -> None:
     layout = TurnLayout.from_turn_ids(torch.tensor([example["turn_ids"]]))
     if options.mask:
         console.print(draw_mask(layout, options.context_attention), markup=False)
-    if options.svg:
+    if options.svg is not None:
         options.svg.write_text(mask_svg(layout, options.context_attention), encoding="utf-8")
         print(f"attention mask: {options.svg}")

@@ -101,6 +101,7 @@ def _eval(options: argparse.Namespace, _: list[str]) -> None:
 
 def _run(options: argparse.Namespace, console: Console) -> None:
     from focusft.evaluation.answers import thinking_room
+    from focusft.evaluation.compare import check_baseline
     from focusft.evaluation.figures import write_figures
     from focusft.evaluation.items import make_items, parse_length
     from focusft.evaluation.run import run_suite
@@ -136,6 +137,8 @@ def _run(options: argparse.Namespace, console: Console) -> None:
         hotpotqa=options.hotpotqa,
         babilong_data=options.babilong_data,
     )
+    if options.compare is not None:
+        check_baseline(options.compare, items)
     left_out = ("run", "command", "out", "compare", *AGENT_OPTIONS)
     config = {name: value for name, value in vars(options).items() if name not in left_out}
     config |= {"tasks": items.tasks, "lengths": items.lengths, "chat": items.header["chat"]}

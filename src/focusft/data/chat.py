@@ -7,7 +7,7 @@ them by character offsets, so the ids are what the model sees at inference, toke
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -77,11 +77,12 @@ def tokenise_conversation(
     tools: list[dict[str, Any]] | None = None,
     template_kwargs: dict[str, Any] | None = None,
 ) -> dict[str, list[int]]:
-    """Tokenise a conversation with the tokenizer's chat template; train on all assistant turns.
+    """Tokenise a conversation with the tokenizer's chat template; train on its assistant turns.
 
     Args:
         tokenizer: A fast tokenizer with a chat template.
-        messages: Messages with `role` and `content` (and `tool_calls` on assistant messages).
+        messages: Messages with `role` and `content` (and `tool_calls` on assistant messages);
+            an assistant message with the `weight` 0 is a response turn without labels.
         tools: JSON schemas of the tools.
         template_kwargs: Variables of the chat template, e.g. `{"enable_thinking": False}`.
 
@@ -165,7 +166,10 @@ def encode_conversation(
         if turn.content is not None and turn.message is not None:
             begin, end = np.searchsorted(starts, turn.content).tolist()
             context.append(ContextSpan(begin, end, number, messages[turn.message]["role"]))
-    labels = np.where(turn_ids < 0, input_ids, IGNORED)
+    responses = [-n for n, turn in enumerate(turns, 1) if turn.is_response]
+    said = [message for message in checked if message["role"] == "assistant"]
+    trained = [n for n, m in zip(responses, said, strict=True) if "weight" not in m]
+    labels = np.where(np.isin(turn_ids, trained), input_ids, IGNORED)
     return Encoded(
         input_ids,
         labels.tolist(),
@@ -225,20 +229,13 @@ def encode_prompt_completion(
     )
     if isinstance(row["prompt"], str):
         return _encode_plain(tokenizer, row["prompt"], row["completion"])
-    whole = encode_conversation(
+    untrained = [m | {"weight": 0} if m["role"] == "assistant" else m for m in row["prompt"]]
+    return encode_conversation(
         tokenizer,
-        row["prompt"] + row["completion"],
+        untrained + row["completion"],
         tools=row["tools"],
         template_kwargs=row["template_kwargs"],
     )
-    untrained = sum(message["role"] == "assistant" for message in row["prompt"])
-    responses = sorted({turn for turn in whole.turn_ids if turn < 0}, reverse=True)
-    masked = set(responses[:untrained])
-    labels = [
-        IGNORED if turn in masked else label
-        for label, turn in zip(whole.labels, whole.turn_ids, strict=True)
-    ]
-    return replace(whole, labels=labels)
 
 
 def _encode_plain(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> Encoded:

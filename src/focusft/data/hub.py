@@ -21,7 +21,7 @@ def is_hub_name(source: str) -> bool:
     """Whether a source can only be a data set of the hub: no file here, and not named like one."""
     if not _HUB_NAME.fullmatch(source) or Path(source).exists():
         return False
-    return not source.endswith(_FILE_SUFFIXES) and not source.startswith(("./", "../"))
+    return not source.lower().endswith(_FILE_SUFFIXES) and not source.startswith(("./", "../"))
 
 
 def load_hub(name: str, config: str | None = None, *, split: str) -> datasets.Dataset:

@@ -15,8 +15,9 @@ _DROPPED = {
     "no_labels": "nothing to train on",
 }
 _MENDS = {
-    "too_long": "raise max_length, or set length_policy to truncate_context",
-    "no_room": "raise max_length",
+    "too_long": "raise max_length ({longest} takes every row), or set length_policy to "
+    "truncate_context",
+    "no_room": "raise max_length ({longest} takes every row)",
     "no_labels": "look at one with 'focusft data show' and mend its messages",
 }
 _FEW_LABELS = 0.01
@@ -34,6 +35,8 @@ class DataReport:
         removed_tokens: Context tokens lost in this way.
         rewritten_turns: Assistant messages that the chat template did not show in full, for
             instance the thinking of earlier turns.
+        untrained_turns: Response turns of the used rows without labels: those of weight 0, and
+            those of a prompt.
         tools_as_text: Used rows whose tools were written into the messages, since the chat
             template knows none.
         tokens: Tokens of the used rows.
@@ -53,6 +56,7 @@ class DataReport:
     truncated: int
     removed_tokens: int
     rewritten_turns: int
+    untrained_turns: int
     tools_as_text: int
     tokens: int
     response_tokens: int
@@ -86,6 +90,7 @@ class DataReport:
             truncated=int((removed > 0).sum()),
             removed_tokens=int(removed.sum()),
             rewritten_turns=total("rewritten"),
+            untrained_turns=total("untrained"),
             tools_as_text=total("tools_as_text"),
             tokens=int(tokens.sum()),
             response_tokens=total("response_tokens"),
@@ -111,6 +116,8 @@ class DataReport:
             parts.append(
                 f"{self.rewritten_turns} assistant messages not shown in full by the template"
             )
+        if self.untrained_turns:
+            parts.append(f"{self.untrained_turns} response turns without labels")
         if self.tools_as_text:
             parts.append(
                 f"{self.tools_as_text} with tools as plain text (the chat template knows none)"
@@ -119,12 +126,24 @@ class DataReport:
         parts.append(f"longest {self.max_tokens:,}")
         return "; ".join(parts)
 
+    def no_row_left(self) -> str:
+        """Why no row is used, how long the longest is, and the mends."""
+        why = ", ".join(f"{count} rows: {_DROPPED[why]}" for why, count in self.dropped.items())
+        mends = "; ".join(map(self._mend, self.dropped))
+        return (
+            f"no row is left to train on ({why}; the longest read has {self.longest_read} tokens); "
+            f"{mends}"
+        )
+
+    def _mend(self, why: str) -> str:
+        return _MENDS[why].format(longest=self.longest_read)
+
     def warnings(self) -> list[str]:
         """What is probably not meant, each with its mend."""
         lines = []
         for why, count in self.dropped.items():
             share = f"{count} of {self.rows} rows are dropped: {_DROPPED[why]}"
-            lines.append(f"{share}; {_MENDS[why]}")
+            lines.append(f"{share}; {self._mend(why)}")
         if self.rewritten_turns:
             lines.append(
                 f"the chat template hides part of {self.rewritten_turns} assistant messages, for "
@@ -153,6 +172,7 @@ class DataReport:
         table.add_row(
             "assistant messages not shown in full by the template", f"{self.rewritten_turns:,}"
         )
+        table.add_row("response turns without labels", f"{self.untrained_turns:,}")
         table.add_row(
             "rows with tools as plain text (the template knows none)", f"{self.tools_as_text:,}"
         )

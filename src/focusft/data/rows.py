@@ -19,6 +19,26 @@ _RESERVED_KWARGS = frozenset(
     inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
 ) - {"kwargs"}
 
+# Columns of other known forms, and how a row gets into ours.
+_OTHER_FORMS = (
+    (
+        {"conversations"},
+        "for ShareGPT rows rename 'conversations' to 'messages', 'from' to 'role' (human to user, "
+        "gpt to assistant) and 'value' to 'content'",
+    ),
+    (
+        {"instruction", "output"},
+        "for Alpaca rows put 'instruction' and 'input' into 'prompt', and 'output' into "
+        "'completion'",
+    ),
+    (
+        {"chosen", "rejected"},
+        "of preference rows keep the chosen answer, as 'completion' or as the last message of "
+        "'messages', and leave 'rejected' out",
+    ),
+    ({"data"}, "if 'data' is the list of rows, write that list alone into the file"),
+)
+
 Message = dict[str, Any]
 
 
@@ -57,8 +77,10 @@ def check_row(row: object) -> dict[str, Any]:
             )
     else:
         found = ", ".join(repr(name) for name in sorted(present)) or "none"
+        mends = [mend for columns, mend in _OTHER_FORMS if columns <= present]
         raise DataError(
-            f"no 'messages' column, nor 'prompt' and 'completion' (found: {found}); rename yours"
+            f"no 'messages' column, nor 'prompt' and 'completion' (found: {found}); "
+            f"{mends[0] if mends else 'rename yours'}, see docs/data_format.md"
         )
     if has_messages and (needle_spans := _needle_spans(row.get("meta"), checked["messages"])):
         checked["needle_spans"] = needle_spans
@@ -85,14 +107,17 @@ def check_messages(messages: object) -> list[Message]:
     """Check a conversation; keys whose value is None are dropped.
 
     Args:
-        messages: List of dicts with `role` and `content`.
+        messages: List of dicts with `role` and `content`, or such a list as a JSON string.
 
     Returns:
-        The cleaned messages; `tool_calls` in OpenAI's shape with `arguments` as a dict.
+        The cleaned messages; `tool_calls` in OpenAI's shape with `arguments` as a dict, and
+        `weight` 0 on the assistant messages that are not to be trained on.
 
     Raises:
         DataError: Names the message (counted from 1) and how to mend it.
     """
+    if isinstance(messages, str):
+        messages = _parse_json(messages, "'messages' is a string that")
     if not isinstance(messages, list):
         raise DataError(f"'messages' is {_kind(messages)}; it must be a list of messages")
     if not messages:
@@ -180,10 +205,33 @@ def _check_message(number: int, message: object) -> Message:
     if "content" not in message and "tool_calls" not in message:
         mend = "give it a string or tool_calls" if role == "assistant" else "give it a string"
         raise DataError(f"{name} has no 'content'; {mend}")
-    if not isinstance(message.get("content", ""), str):
-        raise DataError(f"{name}: 'content' is {_kind(message['content'])}; it must be a string")
+    content = message.get("content", "")
+    if isinstance(content, list):
+        raise DataError(f"{name}: 'content' is a list; join the texts of its parts into one string")
+    if not isinstance(content, str):
+        raise DataError(f"{name}: 'content' is {_kind(content)}; it must be a string")
     _check_unicode(name, message)
+    if role == "assistant" and not _says_something(message):
+        raise DataError(f"{name} is empty; fill it or remove the row")
+    if "weight" in message:
+        _check_weight(name, message)
     return message
+
+
+def _says_something(message: Message) -> bool:
+    texts = [message.get(key) for key in ("content", "reasoning_content", "thinking")]
+    return "tool_calls" in message or any(isinstance(t, str) and t.strip() for t in texts)
+
+
+def _check_weight(name: str, message: Message) -> None:
+    """OpenAI's `weight`: 1, the same as none, or 0 for an answer that is not trained on."""
+    weight = message["weight"]
+    if message["role"] != "assistant":
+        raise DataError(f"{name} has a 'weight'; only assistant messages are trained on, remove it")
+    if isinstance(weight, bool) or weight not in (0, 1):
+        raise DataError(f"{name}: 'weight' is {weight!r}; use 1, or 0 to leave it untrained")
+    if weight == 1:
+        del message["weight"]
 
 
 def _check_tool_calls(name: str, calls: object) -> list[dict[str, Any]]:

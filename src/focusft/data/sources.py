@@ -21,6 +21,7 @@ from focusft.data.rows import check_row, without_nulls
 from focusft.errors import DataError
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
+_PACKED = (".gz", ".zst", ".xz", ".zip", ".bz2")
 _SHOWN_ERRORS = 5
 
 
@@ -147,14 +148,17 @@ def _read(path: str) -> Iterator[_Raw]:
         yield from _read_hub(path)
     elif file.is_dir():
         yield path, None, "is a folder; name the .parquet, .jsonl or .json files in it"
-    elif file.suffix not in SUFFIXES:
+    elif file.suffix.lower() in _PACKED:
+        yield path, None, f"is packed ({file.suffix}); unpack it and name the unpacked file"
+    elif file.suffix.lower() not in SUFFIXES:
         yield path, None, f"unsupported extension {file.suffix!r}; use .parquet, .jsonl or .json"
     elif not file.is_file():
         yield path, None, "no such file; check the path"
     elif file.stat().st_size == 0:
         yield path, None, "the file is empty; write one row per line"
     else:
-        rows = _read_parquet(file) if file.suffix == ".parquet" else _read_text(file)
+        is_parquet = file.suffix.lower() == ".parquet"
+        rows = _read_parquet(file) if is_parquet else _read_text(file)
         count = 0
         for raw in rows:
             count += 1
@@ -165,14 +169,25 @@ def _read(path: str) -> Iterator[_Raw]:
 
 def _read_text(file: Path) -> Iterator[_Raw]:
     try:
+        if mend := _other_kind(file):
+            yield str(file), None, mend
+            return
         with file.open(encoding="utf-8-sig") as lines:
-            if file.suffix == ".json" and _first_character(lines) == "[":
-                yield from _read_list(file, lines.read())
-                return
+            if _first_character(lines) == "[":
+                if file.suffix.lower() == ".json":
+                    yield from _read_list(file, lines.read())
+                    return
+                if _is_json(lines.read()):
+                    yield str(file), None, "is one JSON list, not one row per line; name it .json"
+                    return
+                lines.seek(0)
             for number, line in enumerate(lines, 1):
                 where = f"{file}: line {number}"
                 if not line.strip():
                     continue
+                if line.strip() == "{":
+                    yield where, None, "an object goes over several lines; write each row on one"
+                    return
                 try:
                     yield where, json.loads(line), ""
                 except (ValueError, RecursionError) as error:
@@ -181,6 +196,25 @@ def _read_text(file: Path) -> Iterator[_Raw]:
         yield str(file), None, f"not UTF-8 text ({error}); save it as UTF-8"
     except OSError as error:
         yield str(file), None, f"cannot be read ({error.strerror})"
+
+
+def _other_kind(file: Path) -> str:
+    """What a file is by its first bytes, and the mend, if it is no text."""
+    with file.open("rb") as content:
+        start = content.read(4)
+    if start == b"PAR1":
+        return "is a parquet file; name it .parquet"
+    if start.startswith(b"\x1f\x8b"):
+        return "is packed with gzip; name it .gz and unpack it with gunzip"
+    return ""
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _first_character(lines: Any) -> str:

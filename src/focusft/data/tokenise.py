@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from focusft.data.sources import fingerprint, path_list, raise_bad_rows, read_re
 from focusft.errors import ConfigError, DataError
 
 # Raise this when the tokenisation changes, so that nobody trains on rows of an older version.
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 _EXAMPLE = ("input_ids", "labels", "turn_ids")
 _COUNTS = (
     "tokens_read",
@@ -32,6 +33,7 @@ _COUNTS = (
     "responses",
     "removed",
     "rewritten",
+    "untrained",
     "tools_as_text",
 )
 _ROWS = datasets.Features(
@@ -135,12 +137,13 @@ def _tokenise(
     num_proc: int,
     scratch: str,
 ) -> tuple[datasets.Dataset, DataReport]:
-    rows = datasets.Dataset.from_generator(
-        _row_strings,
-        features=_ROWS,
-        gen_kwargs={"sources": sources},
-        cache_dir=scratch,
-    )
+    with _no_library_bars():
+        rows = datasets.Dataset.from_generator(
+            _row_strings,
+            features=_ROWS,
+            gen_kwargs={"sources": sources},
+            cache_dir=scratch,
+        )
     raise_bad_rows(_bad_rows(rows), len(rows))
     tokenised = rows.map(
         _tokenise_row,
@@ -158,12 +161,21 @@ def _tokenise(
         raise_bad_rows(_too_long(tokenised, max_length), len(tokenised))
     report = DataReport.from_columns({name: tokenised[name][:] for name in (*_COUNTS, "dropped")})
     if report.used == 0:
-        raise DataError(
-            f"{', '.join(sources)}: no row is left to train on ({report.one_line()}); "
-            "raise max_length, or set length_policy to truncate_context"
-        )
+        raise DataError(f"{', '.join(sources)}: {report.no_row_left()}")
     kept = [index for index, reason in enumerate(tokenised["dropped"]) if not reason]
     return tokenised.select_columns(list(_EXAMPLE)).select(kept), report
+
+
+@contextmanager
+def _no_library_bars() -> Iterator[None]:
+    """Hide the bar of a step that has no name of ours."""
+    were_shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_shown:
+            datasets.enable_progress_bars()
 
 
 def _row_strings(sources: list[str]) -> Iterator[dict[str, str]]:
@@ -190,6 +202,8 @@ def _tokenise_row(
     if fitted.encoded is None:
         return result | {"dropped": fitted.dropped}
     turns = set(fitted.encoded.turn_ids)
+    labels = zip(fitted.encoded.labels, fitted.encoded.turn_ids, strict=True)
+    trained = {turn for label, turn in labels if label != IGNORED}
     return (
         result
         | fitted.encoded.example()
@@ -200,6 +214,7 @@ def _tokenise_row(
             "responses": sum(turn < 0 for turn in turns),
             "removed": fitted.removed,
             "rewritten": encoded.rewritten,
+            "untrained": sum(turn < 0 for turn in turns - trained),
             "tools_as_text": int(encoded.tools_as_text),
         }
     )

@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from focusft.errors import ConfigError, DataError
-from focusft.evaluation.items import length_name
+from focusft.evaluation.items import SUITES, ItemSet, length_name
 from focusft.evaluation.run import ITEMS_FILE
 from focusft.evaluation.run_files import RESULTS_FILE
 from focusft.evaluation.settings import differences
@@ -20,6 +20,8 @@ from focusft.statistics.paired import Question, difference
 
 # What a manifest says of the items after they are made.
 _MADE = ("prompts_sha256", "cells")
+# What it says before; items of two runs can agree only where these do.
+_PLANNED = ("suite", "tasks", "lengths", "samples", "seed")
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,35 @@ def compare_runs(run: Path, baseline: Path) -> dict[str, Any]:
     }
 
 
+def check_baseline(baseline: Path, items: ItemSet) -> None:
+    """Check, before a run, that its results can be compared with those of a finished one.
+
+    Args:
+        baseline: Folder of the finished run.
+        items: Those of the run to come.
+
+    Raises:
+        ConfigError: The finished run has other items.
+        DataError: The folder holds no finished run of babilong or ruler.
+    """
+    results, _ = _read_baseline(baseline)
+    here, there = (
+        {name: made_from[name] for name in _PLANNED}
+        for made_from in (items.header, results["items"])
+    )
+    if items.published:
+        # Published items follow no seed.
+        there["seed"] = here["seed"]
+    # In whatever order the tasks and lengths were named.
+    for name in ("tasks", "lengths"):
+        here[name], there[name] = sorted(here[name]), sorted(there[name])
+    for name, other, own in differences(there, here):
+        raise ConfigError(
+            f"--compare: {baseline} has not the items of this run: {name} is {json.dumps(other)} "
+            f"there and {json.dumps(own)} here; run both with the same options"
+        )
+
+
 def comparison_table(comparison: dict[str, Any]) -> Table:
     """The differences for a terminal, run minus baseline; bold where the interval leaves out 0."""
     lengths = list(comparison["lengths"])
@@ -141,8 +172,8 @@ def _of_rule(scores: list[tuple[Question, float, float]]) -> dict[str, Any]:
 
 
 def _paired(run: Path, baseline: Path) -> list[_Pair]:
-    results, others = read_results(run), read_results(baseline)
-    rows, other_rows = _read_rows(run), _read_rows(baseline)
+    others, other_rows = _read_baseline(baseline)
+    results, rows = read_results(run), _read_rows(run)
     if problem := _mismatch(rows, other_rows):
         made_from, others_made_from = (
             {name: value for name, value in r["items"].items() if name not in _MADE}
@@ -165,6 +196,19 @@ def _mismatch(rows: dict[str, _Row], others: dict[str, _Row]) -> str:
         if rows[name].question != others[name].question:
             return f"item {name} has another prompt"
     return ""
+
+
+def _read_baseline(folder: Path) -> tuple[dict[str, Any], dict[str, _Row]]:
+    try:
+        results = read_results(folder)
+        if results.get("suite") not in SUITES:
+            raise DataError(
+                f"{folder}: is not of 'focusft eval --suite {' or '.join(SUITES)}'; name the --out "
+                "folder of such a run"
+            )
+        return results, _read_rows(folder)
+    except DataError as error:
+        raise DataError(f"--compare: {error}") from error
 
 
 def read_results(folder: Path) -> dict[str, Any]:

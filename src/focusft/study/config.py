@@ -143,7 +143,7 @@ def load_study(path: Path) -> Study:
         model=options["model"],
         out=Path(options["out"]),
         results=Path(options["results"]),
-        seeds=_seeds(options["seeds"], path),
+        seeds=_seeds(options["seeds"], f"{path}: seeds"),
         train=_train_options(options.get("train"), path),
         arms=arms,
         probe=_probe(options.get("probe"), path),
@@ -165,14 +165,19 @@ def command_words(options: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def _seeds(value: Any, path: Path) -> tuple[int, ...]:
-    seeds = value if isinstance(value, list) else [value]
-    for seed in seeds:
-        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise ConfigError(f"{path}: seeds: {seed!r} must be a whole number, 0 or more")
+def _seeds(value: Any, where: str) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise ConfigError(f"{where}: {value!r} is no list; write one, such as [0, 1, 2]")
+    seeds = [_seed(seed, where) for seed in value]
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"{path}: seeds: {seeds} must be different numbers, at least one")
+        raise ConfigError(f"{where}: {seeds} must be different numbers, at least one")
     return tuple(seeds)
+
+
+def _seed(value: Any, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ConfigError(f"{where}: {value!r} must be a whole number, 0 or more")
+    return value
 
 
 def _train_options(value: Any, path: Path) -> dict[str, Any]:
@@ -279,7 +284,7 @@ def _tunings(
                 values=tuple(values),
                 arms=tuple(chosen),
                 evaluations=_validation(options, evaluations, where),
-                seed=_seeds(options.get("seed", 0), path)[0],
+                seed=_seed(options.get("seed", 0), f"{where}: seed"),
                 train=train,
             )
         )
