@@ -66,6 +66,7 @@ BAD_FILES = {
     "twice": (b"inner_lr: 1\ninner_lr: 2\n", "twice"),
     "binary": (b"\xff\xfe\x00", "cannot be read"),
     "unknown": (b"inner_learning_rate: 1\n", "unknown option"),
+    "another trainer's name": (b"model: x\n", "did you mean 'model_name_or_path'?"),
 }
 
 

@@ -330,13 +330,32 @@ def _parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+# What other trainers, or other commands here, call an option of ours.
+_ELSEWHERE = {
+    "model": "model_name_or_path",
+    "model_name": "model_name_or_path",
+    "base_model": "model_name_or_path",
+    "data": "train_data",
+    "dataset": "train_data",
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "micro_batch_size": "per_device_train_batch_size",
+    "max_seq_length": "max_length",
+    "sequence_len": "max_length",
+}
+
+
 def unknown_option(
     name: str, known: Iterable[str], otherwise: str = "see 'focusft train --help'"
 ) -> str:
     """What to say of an option that does not exist, with the one that was meant if it shows."""
     if name in GONE:
         return f"option {name!r} does not exist here: {GONE[name]}"
-    close = difflib.get_close_matches(name, list(known), n=1)
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    if (meant := _ELSEWHERE.get(name)) in names:
+        close = [meant]
     return f"unknown option {name!r}; " + (f"did you mean {close[0]!r}?" if close else otherwise)
 
 
