@@ -203,6 +203,6 @@ def test_a_probe_set_without_a_label_is_left_out(tmp_path, caplog):
         probe_set=[without],
     )
     run.train()
-    assert "its examples have no label" in caplog.text
+    assert "leaves out 1 of 1 examples" in caplog.text
     with pytest.raises(DataError, match="no example has a label"):
         measure_dilution(tiny_model("llama"), [without], "causal")

@@ -21,7 +21,6 @@ Shapes: B batch, S sequence, D hidden, R rows that predict a labelled token, G d
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -39,6 +38,7 @@ from focusft.method.attention import (
     install_backend,
     turn_attention,
 )
+from focusft.method.call import FocusCall
 from focusft.method.config import ContextAttention, FocusConfig
 from focusft.method.fast_weights import FastWeights, initial_fast_weights
 from focusft.method.inner_loop import STEP_MENDS, InnerTrace, adapt, check_finite
@@ -56,34 +56,6 @@ from focusft.method.turns import TurnLayout
 
 # Decoders that carry the hooks of an engine: a second engine would adapt on top of the first.
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-class FocusCall:
-    """The state of one training forward.
-
-    No dataclass: FSDP2 copies those that travel in keyword arguments.
-    """
-
-    def __init__(
-        self,
-        input_ids_BS: Tensor,
-        labels_BS: Tensor,
-        layout: TurnLayout,
-        normaliser: Tensor | int | None,
-        context_attention: ContextAttention,
-    ) -> None:
-        self.input_ids_BS = input_ids_BS
-        self.labels_BS = labels_BS
-        self.layout = layout
-        self.normaliser = normaliser
-        self.context_attention = context_attention
-        self.trunk_input: tuple[Tensor, dict[str, Any]] | None = None
-        self.fast_weights: FastWeights | None = None
-        self.is_adapting = False
-        self.maps_adapted = 0
-        self.inner_rows_per_document: Sequence[int] = ()
-        self.trace: InnerTrace | None = None
-        self.loss: Tensor | None = None
 
 
 def attach(model: nn.Module, config: FocusConfig | None = None) -> FocusEngine:

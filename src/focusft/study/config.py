@@ -12,7 +12,8 @@ from typing import Any
 
 from focusft.cli import make_parser
 from focusft.errors import ConfigError
-from focusft.training.config import read_yaml, unknown_option
+from focusft.training.config import read_yaml
+from focusft.training.option_names import unknown_option
 
 _KEYS = (
     "name", "model", "out", "results", "seeds", "train", "arms", "evaluations", "probe", "tune",

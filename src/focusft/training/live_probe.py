@@ -65,7 +65,13 @@ class LiveProbe:
         self.last_step: int | None = None
         self._model = model
         self._config = config
-        self._batches = batches
+        self._batches = [batch for batch in batches if (batch["labels"][:, 1:] != -100).any()]
+        if len(self._batches) < len(batches):
+            logger.warning(
+                "the attention probe leaves out %d of %d examples: they have no label",
+                len(batches) - len(self._batches),
+                len(batches),
+            )
         self._architecture = read_architecture(model, config) if watches_batch else None
         self._has_warned = False
 
@@ -90,7 +96,7 @@ class LiveProbe:
         except UnsupportedModelError as error:
             # Plain SFT trains models that cannot be probed.
             logger.warning("the attention probe is off: %s", error)
-            self._batches = ()
+            self._batches = []
             return {}
         metrics["probe/seconds"] = round(time.perf_counter() - started, 3)
         self._watch(step, metrics)
@@ -107,10 +113,6 @@ class LiveProbe:
                         model, batch, mask, SAMPLE, self._config.context_blocks
                     )
                 ]
-                if not found:
-                    logger.warning("the attention probe is off: its examples have no label")
-                    self._batches = ()
-                    return {}
                 means = Dilution.of(found).means
                 for figure in FIGURES:
                     if (value := means[figure]) is not None:

@@ -297,7 +297,7 @@ class FocuSFTTrainer(ResumableTrainer):
             self.log(metrics)
 
     def _first_examples(self) -> list[dict[str, Tensor]]:
-        """Batches of one example each, with labels."""
+        """Batches of one example each."""
         name, dataset = "eval_dataset", self.eval_dataset
         if isinstance(dataset, dict):
             dataset = next(iter(dataset.values()), None)
@@ -312,8 +312,7 @@ class FocuSFTTrainer(ResumableTrainer):
         examples: Any = dataset
         count = min(PROBE_EXAMPLES, len(examples))
         logger.info("the attention probe takes the first %d examples of %s", count, name)
-        batches = [self.data_collator([examples[index]]) for index in range(count)]
-        return [batch for batch in batches if (batch["labels"][:, 1:] != -100).any()]
+        return [self.data_collator([examples[index]]) for index in range(count)]
 
     def _keep_trace(self, trace: InnerTrace | None) -> None:
         if trace is None:
