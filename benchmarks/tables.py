@@ -326,7 +326,7 @@ def _product_attention_section(result: dict[str, Any]) -> list[str]:
         f"Plain matrix products (`method/product_attention.py`) beside torch's fused kernel, "
         f"{settings['heads']} query and {settings['key_heads']} key heads of "
         f"{settings['features']}, {settings['threads']} thread, medians of "
-        f"{settings['rounds']}. They are taken where the CPU has AVX512-BF16 and no AMX, as here.",
+        f"{settings['rounds']}. They are taken where the CPU is faster in bfloat16 and has no AMX.",
         "",
         "| tokens | mask | forward, fused / products | ratio | backward, the same | ratio |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import focusft
-from focusft.method import attention, product_attention, segments
+from focusft.method import attention, bfloat16, product_attention, segments
 from focusft.method.attention import SEGMENTS, install_backend
 from focusft.method.product_attention import Segment, products_are_faster
 from focusft.training.checkpointing import checkpoint_selectively
@@ -18,7 +18,32 @@ from tests.tiny_models import tiny_model
 @pytest.fixture
 def able(monkeypatch):
     """A machine on which products win in bfloat16."""
-    monkeypatch.setattr(product_attention, "_multiplies_bfloat16_without_amx", lambda: True)
+    monkeypatch.setattr(product_attention, "_multiplies_bfloat16_fast_without_amx", lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("amx", "speedup", "taken"), [(False, 4.0, True), (False, 0.5, False), (True, 4.0, False)]
+)
+def test_the_speed_of_the_cpu_decides(monkeypatch, amx, speedup, taken):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    monkeypatch.setattr(product_attention, "bfloat16_speedup", lambda: speedup)
+    decide = product_attention._multiplies_bfloat16_fast_without_amx
+    decide.cache_clear()
+    try:
+        assert products_are_faster(torch.zeros(1, dtype=torch.bfloat16)) == taken
+    finally:
+        decide.cache_clear()
+
+
+@pytest.mark.parametrize(("speedup", "warned"), [(0.5, True), (2.0, False)])
+def test_a_cpu_that_is_slower_in_bfloat16_is_named(monkeypatch, caplog, speedup, warned):
+    monkeypatch.setattr(bfloat16, "bfloat16_speedup", lambda: speedup)
+    bfloat16.warn_if_bfloat16_is_slow("bf16", "leave it out")
+    assert ("bf16: this CPU multiplies matrices 2.0 times slower" in caplog.text) == warned
+
+
+def test_the_speed_is_measured():
+    assert 0.01 < bfloat16.bfloat16_speedup() < 100
 
 
 @pytest.fixture

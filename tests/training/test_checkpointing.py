@@ -1,13 +1,18 @@
-"""Selective checkpointing: the same bits, less memory, hardly a matrix product twice."""
+"""Checkpointing: the same bits, less memory, no attention and hardly a product twice."""
 
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import focusft
-from focusft.training.checkpointing import checkpoint_selectively
+from focusft.training.checkpointing import (
+    ATTENTION_OPERATIONS,
+    checkpoint_selectively,
+    keep_attention,
+)
 from focusft.training.config import FocuSFTConfig
 from focusft.training.trainer import FocuSFTTrainer
 from tests.method.helpers import CONFIG, conversation
@@ -58,6 +63,70 @@ def test_same_bits_and_nearly_the_same_work_with_less_memory(family, context_att
     # The fast weights' small products are all that runs again.
     assert flops <= flops_again < 1.02 * flops
     assert kept_again < 0.75 * kept
+
+
+class CountAttention(TorchDispatchMode):
+    """Counts the forward calls of attention."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls += func in ATTENTION_OPERATIONS
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("packed", [False, True], ids=["single", "packed"])
+def test_full_checkpointing_runs_everything_but_attention_again(family, packed):
+    def run(prepare):
+        model = tiny_model(family)
+        prepare(model)
+        with CountAttention() as counter:
+            found = step(model, packed=packed)
+        return *found, counter.calls
+
+    def full(model):
+        model.activation_checkpointing_enable({"use_reentrant": False})
+
+    def full_but_attention(model):
+        full(model)
+        keep_attention(model)
+
+    loss, gradients, _, _, calls = run(lambda model: None)
+    *_, plain_flops, plain_calls = run(full)
+    loss_again, gradients_again, _, flops, calls_again = run(full_but_attention)
+    assert torch.equal(loss, loss_again)
+    assert all(torch.equal(gradients[name], gradients_again[name]) for name in gradients)
+    assert calls_again == calls < plain_calls
+    assert flops == plain_flops
+
+
+def test_checkpointing_of_the_users_own_stays():
+    model = tiny_model("llama")
+    own = {"use_reentrant": False, "context_fn": torch.utils.checkpoint.noop_context_fn}
+    for options in (own, {"use_reentrant": True}):
+        model.activation_checkpointing_enable(options)
+        keep_attention(model)
+        assert model.model.layers[0]._gradient_checkpointing_func.keywords == options
+
+
+def test_training_keeps_attention(tmp_path):
+    args = FocuSFTConfig(
+        output_dir=str(tmp_path),
+        report_to="none",
+        use_cpu=True,
+        activation_checkpointing=True,
+        max_steps=1,
+        save_strategy="no",
+        probe_steps=0,
+        packing=False,
+    )
+    model = tiny_model("llama")
+    input_ids, labels = conversation(TURNS)
+    turns = [1] * 70 + [-2] * 30 + [3] * 70 + [-4] * 30
+    rows = [{"input_ids": input_ids.tolist(), "labels": labels.tolist(), "turn_ids": turns}]
+    FocuSFTTrainer(model=model, args=args, train_dataset=rows).train()
+    assert "context_fn" in model.model.layers[0]._gradient_checkpointing_func.keywords
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])

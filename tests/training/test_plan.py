@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import focusft
 from focusft.cli import main
 from focusft.errors import UserError
-from focusft.training.checkpointing import checkpoint_selectively
+from focusft.training.checkpointing import checkpoint_selectively, keep_attention
 from focusft.training.plan import Plan
 from focusft.training.plan.setup import ModelShape, Setup
 from tests.method.helpers import CONFIG, conversation
@@ -35,6 +35,7 @@ def test_flops_outside_attention(family, checkpointing, steps):
     model = tiny_model(family, hidden_size=64, intermediate_size=192, head_dim=16)
     if checkpointing == "full":
         model.activation_checkpointing_enable({"use_reentrant": False})
+        keep_attention(model)
     if checkpointing == "selective":
         checkpoint_selectively(model)
     config = replace(CONFIG, num_inner_steps=steps)

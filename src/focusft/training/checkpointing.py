@@ -1,13 +1,19 @@
-"""Selective activation checkpointing: keep what is dear to compute, recompute what is cheap.
+"""Activation checkpointing: keep what is dear to compute, recompute what is cheap.
 
-A layer keeps its input, the outputs of its matrix products and of its attention. Norms, activation
-functions, rotary positions and residual sums are run again in the backward pass. That halves the
-memory of a layer for a few percent of its work, and changes no bit of the result.
+Selective: a layer keeps its input, the outputs of its matrix products and of its attention. Norms,
+activation functions, rotary positions and residual sums are run again in the backward pass. That
+halves the memory of a layer for a few percent of its work.
+
+Full: a layer keeps its input and the output of its attention, which is as small as the input, but
+whose cost grows with the square of the length. The rest is run again.
+
+Neither changes a bit of the result.
 """
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,6 +23,8 @@ from torch.utils.checkpoint import (
     SelectiveCheckpointContext,
     create_selective_checkpoint_contexts,
 )
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from focusft.method.architectures import unwrap_causal_lm
 from focusft.method.product_attention import PRODUCT_ATTENTION
@@ -24,11 +32,8 @@ from focusft.method.product_attention import PRODUCT_ATTENTION
 Checkpointing = Literal["none", "selective", "full"]
 
 _aten = torch.ops.aten
-KEPT_OPERATIONS = frozenset(
+ATTENTION_OPERATIONS = frozenset(
     {
-        _aten.mm.default,
-        _aten.addmm.default,
-        _aten.bmm.default,
         _aten._scaled_dot_product_flash_attention_for_cpu.default,
         _aten._scaled_dot_product_flash_attention.default,
         _aten._scaled_dot_product_efficient_attention.default,
@@ -37,6 +42,11 @@ KEPT_OPERATIONS = frozenset(
         torch.ops.higher_order.flex_attention,
     }
 )
+KEPT_OPERATIONS = ATTENTION_OPERATIONS | {
+    _aten.mm.default,
+    _aten.addmm.default,
+    _aten.bmm.default,
+}
 
 
 def checkpoint_selectively(model: nn.Module) -> None:
@@ -51,11 +61,44 @@ def checkpoint_selectively(model: nn.Module) -> None:
     """
     stock = unwrap_causal_lm(model)
     if stock.supports_gradient_checkpointing:
-        stock.activation_checkpointing_enable({"use_reentrant": False, "context_fn": _contexts})
+        contexts = partial(_contexts, KEPT_OPERATIONS)
+        stock.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
 
 
-def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    forward, recompute = create_selective_checkpoint_contexts(_policy)
+def keep_attention(model: nn.Module) -> None:
+    """Let checkpointed layers keep the output of their attention instead of running it again.
+
+    Args:
+        model: A model whose layers are checkpointed. Layers with a `context_fn` of their own, or
+            with reentrant checkpointing, stay as they are.
+    """
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
+            checkpointed: Any = layer
+            function = checkpointed._gradient_checkpointing_func
+            if "context_fn" not in function.keywords and not function.keywords["use_reentrant"]:
+                contexts = partial(_contexts, ATTENTION_OPERATIONS)
+                checkpointed._gradient_checkpointing_func = partial(function, context_fn=contexts)
+
+
+class KeepAttention(TrainerCallback):
+    """`keep_attention`, once transformers has turned its checkpointing on."""
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Called at the start of training."""
+        keep_attention(kwargs["model"])
+
+
+def _contexts(
+    kept: frozenset[Any],
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    forward, recompute = create_selective_checkpoint_contexts(partial(_policy, kept))
     return _WithoutAutocastCache(forward), _WithoutAutocastCache(recompute)
 
 
@@ -80,8 +123,12 @@ class _WithoutAutocastCache(AbstractContextManager[None]):
 
 
 def _policy(
-    context: SelectiveCheckpointContext, operation: Any, *args: Any, **kwargs: Any
+    kept: frozenset[Any],
+    context: SelectiveCheckpointContext,
+    operation: Any,
+    *args: Any,
+    **kwargs: Any,
 ) -> CheckpointPolicy:
-    if operation in KEPT_OPERATIONS:
+    if operation in kept:
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE

@@ -47,7 +47,7 @@ class FocuSFTConfig(TrainingArguments, FocusConfig):
         metadata={
             "help": "Run norms and activation functions again in the backward pass instead of "
             "keeping their outputs: about half the activation memory at the same speed and with "
-            "the same result. activation_checkpointing=true runs whole layers again instead; "
+            "the same result. activation_checkpointing=true runs all but attention again; "
             "inner_order=2 keeps everything."
         },
     )

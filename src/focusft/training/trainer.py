@@ -20,11 +20,12 @@ from transformers.trainer_utils import has_length
 from focusft.data import ConversationCollator, LengthBucketedSampler
 from focusft.errors import ConfigError
 from focusft.method.architectures import unwrap_causal_lm
+from focusft.method.bfloat16 import warn_if_bfloat16_is_slow
 from focusft.method.engine import FocusEngine
 from focusft.method.inner_loop import InnerTrace, mean_losses
 from focusft.method.loss import PredictedRows
 from focusft.method.turns import TurnLayout
-from focusft.training.checkpointing import checkpoint_selectively
+from focusft.training.checkpointing import KeepAttention, checkpoint_selectively
 from focusft.training.config import FocuSFTConfig
 from focusft.training.live_probe import PROBE_EXAMPLES, LiveProbe
 from focusft.training.parallelism import refuse_data_parallel, refuse_parallelism
@@ -100,6 +101,10 @@ class FocuSFTTrainer(ResumableTrainer):
         self.model_accepts_loss_kwargs = True
         if args.checkpointing == "selective":
             checkpoint_selectively(model)
+        elif args.checkpointing == "full":
+            self.add_callback(KeepAttention())
+        if args.bf16 and args.device.type == "cpu":
+            warn_if_bfloat16_is_slow("bf16", "leave it out to train faster")
         self.engine.stops_on_non_finite = self.args.world_size == 1
         self.add_callback(WatchInnerLoss(self.focus_config.inner_lr))
         self._window = _Window()

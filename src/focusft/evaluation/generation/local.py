@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -34,6 +35,7 @@ from focusft.evaluation.prompt_turns import turn_ids
 from focusft.evaluation.sampling import Sampling
 from focusft.method.architectures import has_sliding_window
 from focusft.method.attention import FLEX, SEGMENTS, install_backend
+from focusft.method.bfloat16 import warn_if_bfloat16_is_slow
 from focusft.method.config import ContextBlocks
 from focusft.method.mask_check import check_masking
 from focusft.method.product_attention import products_are_faster
@@ -125,6 +127,8 @@ class LocalGenerator:
         self._dropped_ids = special_ids(tokenizer)
         self._positions = most_positions(model)
         self._draws = random.Random(f"{self.sampling.seed}")
+        if model.dtype is torch.bfloat16 and model.device.type == "cpu":
+            warn_if_bfloat16_is_slow("dtype", "use float32")
         if prefill == "bidirectional":
             _make_bidirectional(model)
         elif model.config._attn_implementation == "sdpa" and products_are_faster(

@@ -96,11 +96,12 @@ def layer_flops(
 
 
 def recompute_flops(shape: ModelShape, forward: Flops, tokens: int, *, rank: int = 0) -> Flops:
-    """A checkpointed layer runs again, up to the last tensor that its backward wants.
+    """A checkpointed layer runs again but for attention, up to the last tensor its backward wants.
 
     Non-reentrant checkpointing stops there: the last product (the map out of the MLP, or the
     fast weights that follow it) is not computed again.
     """
+    forward += Flops(attention=-forward.attention)
     last = shape.maps[-1]
     if rank and last.has_fast_weights:
         return forward + Flops(fast_weights=-2 * tokens * rank * last.outputs)

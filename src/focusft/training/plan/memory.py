@@ -84,22 +84,26 @@ def layer_bytes(shape: ModelShape, setup: Setup, calls: list[Call]) -> int:
 
 
 def hidden_bytes(shape: ModelShape, setup: Setup) -> int:
-    """Hidden states between two layers: all that a fully checkpointed layer keeps."""
+    """Hidden states between two layers."""
     return setup.tokens * shape.hidden * setup.activation_precision.residual
+
+
+def attended_bytes(shape: ModelShape, setup: Setup) -> int:
+    """Attention's own output, T * H * d, and its log-sum-exp in fp32, T * H."""
+    compute = setup.activation_precision.compute
+    return setup.tokens * (compute * shape.query_width + 4 * shape.heads)
 
 
 def products_bytes(
     shape: ModelShape, setup: Setup, *, rank: int, mlp_tokens: int, with_attention: bool = True
 ) -> int:
-    """What selective checkpointing keeps beside a layer's input: outputs of its matrix products.
+    """Outputs of the matrix products of a layer but for attention's own.
 
-    T * (3 H + 2 G) * d with attention's own output, T * D behind it, F and D wide ones in the
-    MLP, the fp32 log-sum-exp (T * H), and T * r for each target.
+    T * (2 H + 2 G) * d, T * D behind attention, F and D wide ones in the MLP, and T * r for each
+    target.
     """
     c = setup.activation_precision.compute
     total = 0
-    if with_attention:
-        total += setup.tokens * 4 * shape.heads + setup.tokens * c * shape.query_width
     for m in shape.maps:
         if m.level <= 1 and not with_attention:
             continue
@@ -108,12 +112,26 @@ def products_bytes(
     return total
 
 
-def kept_layer_bytes(shape: ModelShape, setup: Setup, of_layer: int, products: int) -> int:
+def kept_layer_bytes(
+    shape: ModelShape,
+    setup: Setup,
+    of_layer: int,
+    *,
+    rank: int,
+    mlp_tokens: int,
+    with_attention: bool = True,
+) -> int:
     """What a layer keeps from its forward to its backward, of all that its backward needs."""
     if setup.checkpointing == "none":
         return of_layer
-    hidden = hidden_bytes(shape, setup)
-    return hidden + products if setup.checkpointing == "selective" else hidden
+    kept = hidden_bytes(shape, setup)
+    if with_attention:
+        kept += attended_bytes(shape, setup)
+    if setup.checkpointing == "selective":
+        kept += products_bytes(
+            shape, setup, rank=rank, mlp_tokens=mlp_tokens, with_attention=with_attention
+        )
+    return kept
 
 
 def workspace_bytes(shape: ModelShape, setup: Setup, tokens: int) -> int:
@@ -160,14 +178,15 @@ def inner_layers_bytes(
             is_cut = is_last and shape.is_plain and focus.inner_objective != "context"
             total += norm_bytes(shape.hidden, setup.tokens, 3, precision)
             total += attention_bytes(shape, setup, response_calls(calls) if is_cut else calls)
-        products = products_bytes(
+        kept = kept_layer_bytes(
             shape,
             setup,
+            total,
             rank=focus.inner_rank,
             mlp_tokens=tokens,
             with_attention=not (is_first and shape.is_plain and not shape.adapts_attention),
         )
-        layers.append((total, kept_layer_bytes(shape, setup, total, products)))
+        layers.append((total, kept))
     return layers
 
 
@@ -191,11 +210,10 @@ def memory_terms(shape: ModelShape, focus: FocusConfig, setup: Setup) -> dict[st
     linear = sum(m.size for m in shape.maps) * shape.layers + shape.head_size
     casts = 2 * linear if precision.is_autocast else 0
     steps = focus.num_inner_steps
-    products = [
-        products_bytes(shape, setup, rank=rank, mlp_tokens=setup.tokens)
+    of_trunk, of_top = (
+        kept_layer_bytes(shape, setup, of_layer, rank=rank, mlp_tokens=setup.tokens)
         for rank in (0, focus.inner_rank if steps else 0)
-    ]
-    of_trunk, of_top = (kept_layer_bytes(shape, setup, of_layer, size) for size in products)
+    )
     # Between the forward of the trunk and the outer forward of the top layers.
     trunk = shape.first_adapted * of_trunk
     kept = outside_layers + trunk + shape.adapted * of_top

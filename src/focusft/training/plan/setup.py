@@ -222,7 +222,7 @@ class Setup:
         accumulation: Micro-batches of an optimizer step.
         precision: "fp32", "bf16_mixed" (fp32 weights) or "bf16" (weights too).
         checkpointing: What layers keep for the backward pass: everything ("none"), their input,
-            matrix products and attention ("selective"), or only their input ("full").
+            matrix products and attention ("selective"), or their input and attention ("full").
         data_parallel: Devices, each with micro-batches of its own.
         shards: Devices that FSDP2 spreads parameters, gradients and optimizer state over; 1 for
             DDP or a single device.
