@@ -33,10 +33,12 @@ CASES: tuple[tuple[int | None, int, Checkpointing], ...] = (
     (None, 1024, "selective"),
     (None, 2048, "none"),
     (None, 2048, "selective"),
+    (None, 2048, "all_but_attention"),
     (None, 2048, "full"),
     (4, 4096, "selective"),
     (4, 8192, "none"),
     (4, 8192, "selective"),
+    (4, 8192, "all_but_attention"),
     (4, 8192, "full"),
 )
 

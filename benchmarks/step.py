@@ -27,7 +27,7 @@ TRAINERS = {
     "k0": ["--variant=k0", "--checkpointing=selective"],
     "ours": ["--variant=ours", "--checkpointing=selective"],
     "ours_kept": ["--variant=ours", "--checkpointing=none"],
-    "ours_checkpointed": ["--variant=ours", "--checkpointing=full"],
+    "ours_checkpointed": ["--variant=ours", "--checkpointing=all_but_attention"],
     "published": ["--variant=published", "--checkpointing=none"],
     "published_checkpointed": ["--variant=published", "--checkpointing=full"],
     "trl_sft": ["--variant=trl_sft", "--checkpointing=none"],

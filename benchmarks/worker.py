@@ -13,7 +13,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback
@@ -21,6 +21,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from benchmarks.published import PublishedTrainer, checkout_trainer
 from focusft.method.config import FocusConfig
+from focusft.training.checkpointing import Checkpointing
 from focusft.training.config import FocuSFTConfig
 from focusft.training.models import load_model, load_tokenizer
 from focusft.training.trainer import FocuSFTTrainer
@@ -32,7 +33,7 @@ def main() -> None:
     """Build the trainer, then step on demand."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--variant", choices=VARIANTS, required=True)
-    parser.add_argument("--checkpointing", choices=["none", "selective", "full"], default="none")
+    parser.add_argument("--checkpointing", choices=get_args(Checkpointing), default="none")
     parser.add_argument("--model", required=True)
     parser.add_argument("--layers", type=int, help="random weights, with so many layers")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
@@ -106,7 +107,7 @@ def _trainer(options: argparse.Namespace, model: Any, rows: list[dict[str, list[
         "per_device_train_batch_size": options.batch_size,
         "gradient_accumulation_steps": 1,
         "learning_rate": 1e-5,
-        "activation_checkpointing": options.checkpointing == "full",
+        "activation_checkpointing": options.checkpointing in ("all_but_attention", "full"),
         "bf16": options.autocast,
         "logging_strategy": "no",
         "save_strategy": "no",
@@ -126,7 +127,7 @@ def _trainer(options: argparse.Namespace, model: Any, rows: list[dict[str, list[
             num_inner_steps=config.num_inner_steps,
             inner_lr=config.inner_lr,
             probe_steps=0,
-            selective_checkpointing=options.checkpointing == "selective",
+            selective_checkpointing=options.checkpointing in ("selective", "all_but_attention"),
         )
         return FocuSFTTrainer(model=model, args=ours, train_dataset=rows)
     collate = partial(_pad, pad_to=options.pad_to)

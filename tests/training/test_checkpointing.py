@@ -77,7 +77,7 @@ class CountAttention(TorchDispatchMode):
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("packed", [False, True], ids=["single", "packed"])
-def test_full_checkpointing_runs_everything_but_attention_again(family, packed):
+def test_everything_but_attention_runs_again(family, packed):
     def run(prepare):
         model = tiny_model(family)
         prepare(model)
@@ -110,12 +110,14 @@ def test_checkpointing_of_the_users_own_stays():
         assert model.model.layers[0]._gradient_checkpointing_func.keywords == options
 
 
-def test_training_keeps_attention(tmp_path):
+@pytest.mark.parametrize("is_selective", [True, False])
+def test_training_keeps_attention(tmp_path, is_selective):
     args = FocuSFTConfig(
         output_dir=str(tmp_path),
         report_to="none",
         use_cpu=True,
         activation_checkpointing=True,
+        selective_checkpointing=is_selective,
         max_steps=1,
         save_strategy="no",
         probe_steps=0,
@@ -126,7 +128,8 @@ def test_training_keeps_attention(tmp_path):
     turns = [1] * 70 + [-2] * 30 + [3] * 70 + [-4] * 30
     rows = [{"input_ids": input_ids.tolist(), "labels": labels.tolist(), "turn_ids": turns}]
     FocuSFTTrainer(model=model, args=args, train_dataset=rows).train()
-    assert "context_fn" in model.model.layers[0]._gradient_checkpointing_func.keywords
+    options = model.model.layers[0]._gradient_checkpointing_func.keywords
+    assert ("context_fn" in options) == is_selective
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
@@ -147,7 +150,8 @@ def test_same_bits_under_autocast(family):
         ({}, "selective"),
         ({"inner_order": 2}, "none"),
         ({"selective_checkpointing": False}, "none"),
-        ({"activation_checkpointing": True}, "full"),
+        ({"activation_checkpointing": True}, "all_but_attention"),
+        ({"activation_checkpointing": True, "selective_checkpointing": False}, "full"),
     ],
 )
 def test_the_options(tmp_path, options, expected):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import focusft
 from focusft.cli import main
 from focusft.errors import UserError
-from focusft.training.checkpointing import checkpoint_selectively, keep_attention
+from focusft.training.checkpointing import Checkpointing, checkpoint_selectively, keep_attention
 from focusft.training.plan import Plan
 from focusft.training.plan.setup import ModelShape, Setup
 from tests.method.helpers import CONFIG, conversation
@@ -29,12 +30,13 @@ def counted_flops(model, config, turns):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "granite"])
-@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+@pytest.mark.parametrize("checkpointing", get_args(Checkpointing))
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
 def test_flops_outside_attention(family, checkpointing, steps):
     model = tiny_model(family, hidden_size=64, intermediate_size=192, head_dim=16)
-    if checkpointing == "full":
+    if checkpointing in ("all_but_attention", "full"):
         model.activation_checkpointing_enable({"use_reentrant": False})
+    if checkpointing == "all_but_attention":
         keep_attention(model)
     if checkpointing == "selective":
         checkpoint_selectively(model)
@@ -59,9 +61,14 @@ def test_more_steps_length_and_devices():
     one = Plan(shape, CONFIG, setup)
     peaks = [
         Plan(shape, CONFIG, replace(setup, checkpointing=kind)).peak
-        for kind in ("full", "selective", "none")
+        for kind in ("full", "all_but_attention", "selective", "none")
     ]
     assert peaks == sorted(peaks)
+    assert (
+        Plan(shape, CONFIG, replace(setup, checkpointing="none")).total_flops
+        < Plan(shape, CONFIG, replace(setup, checkpointing="all_but_attention")).total_flops
+        < Plan(shape, CONFIG, replace(setup, checkpointing="full")).total_flops
+    )
     assert Plan(shape, replace(CONFIG, num_inner_steps=3), setup).total_flops > one.total_flops
     sharded = Plan(shape, CONFIG, replace(setup, data_parallel=8, shards=8))
     assert sharded.memory["optimizer state"] * 8 == one.memory["optimizer state"]

@@ -4,10 +4,12 @@ Selective: a layer keeps its input, the outputs of its matrix products and of it
 activation functions, rotary positions and residual sums are run again in the backward pass. That
 halves the memory of a layer for a few percent of its work.
 
-Full: a layer keeps its input and the output of its attention, which is as small as the input, but
-whose cost grows with the square of the length. The rest is run again.
+All but attention: a layer keeps its input and the output of its attention, which is as small as
+the input, but whose cost grows with the square of the length. The rest is run again.
 
-Neither changes a bit of the result.
+Full: a layer keeps its input alone.
+
+None of them changes a bit of the result.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from focusft.method.architectures import unwrap_causal_lm
 from focusft.method.product_attention import PRODUCT_ATTENTION
 
-Checkpointing = Literal["none", "selective", "full"]
+Checkpointing = Literal["none", "selective", "all_but_attention", "full"]
 
 _aten = torch.ops.aten
 ATTENTION_OPERATIONS = frozenset(

@@ -47,8 +47,9 @@ class FocuSFTConfig(TrainingArguments, FocusConfig):
         metadata={
             "help": "Run norms and activation functions again in the backward pass instead of "
             "keeping their outputs: about half the activation memory at the same speed and with "
-            "the same result. activation_checkpointing=true runs all but attention again; "
-            "inner_order=2 keeps everything."
+            "the same result. With activation_checkpointing=true all but attention runs again, and "
+            "with this one false all of it: less memory each time, and more time. inner_order=2 "
+            "keeps everything."
         },
     )
     probe_steps: int = field(
@@ -113,7 +114,7 @@ class FocuSFTConfig(TrainingArguments, FocusConfig):
     def checkpointing(self) -> Checkpointing:
         """What the backward pass computes again."""
         if self.activation_checkpointing:
-            return "full"
+            return "all_but_attention" if self.selective_checkpointing else "full"
         # The exact hypergradient needs the activations of the inner loop.
         is_selective = self.selective_checkpointing and self.inner_order == 1
         return "selective" if is_selective else "none"

@@ -101,7 +101,7 @@ class FocuSFTTrainer(ResumableTrainer):
         self.model_accepts_loss_kwargs = True
         if args.checkpointing == "selective":
             checkpoint_selectively(model)
-        elif args.checkpointing == "full":
+        elif args.checkpointing == "all_but_attention":
             self.add_callback(KeepAttention())
         if args.bf16 and args.device.type == "cpu":
             warn_if_bfloat16_is_slow("bf16", "leave it out to train faster")

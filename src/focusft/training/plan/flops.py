@@ -95,13 +95,16 @@ def layer_flops(
     return flops
 
 
-def recompute_flops(shape: ModelShape, forward: Flops, tokens: int, *, rank: int = 0) -> Flops:
-    """A checkpointed layer runs again but for attention, up to the last tensor its backward wants.
+def recompute_flops(
+    shape: ModelShape, setup: Setup, forward: Flops, tokens: int, *, rank: int = 0
+) -> Flops:
+    """A checkpointed layer runs again, up to the last tensor that its backward wants.
 
     Non-reentrant checkpointing stops there: the last product (the map out of the MLP, or the
     fast weights that follow it) is not computed again.
     """
-    forward += Flops(attention=-forward.attention)
+    if setup.checkpointing == "all_but_attention":
+        forward += Flops(attention=-forward.attention)
     last = shape.maps[-1]
     if rank and last.has_fast_weights:
         return forward + Flops(fast_weights=-2 * tokens * rank * last.outputs)
@@ -190,8 +193,8 @@ def inner_flops(shape: ModelShape, focus: FocusConfig, setup: Setup) -> dict[str
             with_attention=not is_split,
         )
         forward += of_layer
-        if setup.checkpointing == "full":
-            recompute += recompute_flops(shape, of_layer, tokens, rank=rank)
+        if setup.recomputes_products:
+            recompute += recompute_flops(shape, setup, of_layer, tokens, rank=rank)
         for is_first_step in (True, False):
             backward[is_first_step] += inner_layer_backward(
                 shape,
@@ -251,9 +254,9 @@ def _phases(shape: ModelShape, focus: FocusConfig, setup: Setup) -> dict[str, Fl
     backward = layers + Flops(linear=layers.linear, attention=-layers.attention)
     backward += _attention_backward(layers) + head * 2
     recompute = Flops()
-    if setup.checkpointing == "full":
-        recompute += recompute_flops(shape, trunk, setup.tokens) * shape.first_adapted
-        recompute += recompute_flops(shape, top, setup.tokens, rank=rank) * shape.adapted
+    if setup.recomputes_products:
+        recompute += recompute_flops(shape, setup, trunk, setup.tokens) * shape.first_adapted
+        recompute += recompute_flops(shape, setup, top, setup.tokens, rank=rank) * shape.adapted
     if setup.rows > ROWS_PER_CHUNK:
         recompute += head
     # The stock forward also makes the logits of one position of each row.

@@ -125,7 +125,7 @@ def kept_layer_bytes(
     if setup.checkpointing == "none":
         return of_layer
     kept = hidden_bytes(shape, setup)
-    if with_attention:
+    if with_attention and setup.checkpointing != "full":
         kept += attended_bytes(shape, setup)
     if setup.checkpointing == "selective":
         kept += products_bytes(
@@ -280,7 +280,7 @@ def memory_moments(terms: dict[str, int], setup: Setup) -> dict[str, int]:
     fast = t.get("fast weights", 0)
     casts = t["autocast weight copies"]
     outer_shards = t["FSDP2 unsharded, outer loop"] + t["FSDP2 unsharded gradients"]
-    kept_casts = 0 if setup.checkpointing == "full" else casts
+    kept_casts = 0 if setup.recomputes_products else casts
     head = t["head gradient"] // setup.shards
     moments = {}
     if "inner activations" in t:

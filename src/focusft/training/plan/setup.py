@@ -222,7 +222,8 @@ class Setup:
         accumulation: Micro-batches of an optimizer step.
         precision: "fp32", "bf16_mixed" (fp32 weights) or "bf16" (weights too).
         checkpointing: What layers keep for the backward pass: everything ("none"), their input,
-            matrix products and attention ("selective"), or their input and attention ("full").
+            matrix products and attention ("selective"), input and attention
+            ("all_but_attention"), or their input alone ("full").
         data_parallel: Devices, each with micro-batches of its own.
         shards: Devices that FSDP2 spreads parameters, gradients and optimizer state over; 1 for
             DDP or a single device.
@@ -280,6 +281,11 @@ class Setup:
     def rows(self) -> int:
         """Rows that predict a labelled token, over all documents."""
         return self.documents * self.response_tokens
+
+    @property
+    def recomputes_products(self) -> bool:
+        """Whether the backward pass runs the matrix products of a layer again."""
+        return self.checkpointing in ("all_but_attention", "full")
 
     @property
     def activation_precision(self) -> Precision:
