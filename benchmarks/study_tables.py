@@ -20,12 +20,14 @@ from benchmarks.study_cells import (
     probe_runs,
     read_cells,
 )
-from benchmarks.study_claims import claims, claims_table, seed_count
+from benchmarks.study_claims import Claim, claims, claims_table, seed_count
 from benchmarks.study_picture import Bar, differences_svg
+from benchmarks.tiny_study import VARIANTS
 from focusft.evaluation.items import length_name
 from focusft.statistics.paired import Average, Difference, Question, average
 
 SOURCE = Path("benchmarks/results/study")
+TINY = Path("benchmarks/results/tiny_study")
 HELD_OUT = Path("benchmarks/results/held_out")
 DOCS = Path("docs")
 PAGE = "study_results.md"
@@ -36,14 +38,14 @@ FIGURES = ("sink_mass", "context_engagement", "needle_mass")
 # The README shows this arm alone, docs/study_results.md all.
 README_ARM = "focusft"
 # Arms with the same masks, with an inner loop and without.
-INNER_LOOPS = (("focusft", "bidirectional_sft"), ("causal_focusft", BASELINE))
+INNER_LOOPS = [("focusft", "bidirectional_sft"), ("causal_focusft", BASELINE)]
 
 
 def main() -> None:
     """Write the page, its pictures and the README's table."""
     folders = sorted(path for path in SOURCE.glob("*") if path.is_dir())
     studies = [read_cells(folder) for folder in folders]
-    for name, content in study_page(studies).items():
+    for name, content in study_page(studies, read_cells(TINY)).items():
         (DOCS / name).write_text(content, encoding="utf-8")
     README.write_text(with_claims(README.read_text(encoding="utf-8"), studies), encoding="utf-8")
 
@@ -60,8 +62,13 @@ def with_claims(readme: str, studies: list[Cells]) -> str:
     return "\n".join([f"{before}{start}", *tables, f"{end}{after}"])
 
 
-def study_page(studies: list[Cells]) -> dict[str, str]:
-    """The content of each file: the page, and a picture per study."""
+def study_page(studies: list[Cells], tiny: Cells) -> dict[str, str]:
+    """The content of each file: the page, and a picture per study.
+
+    Args:
+        studies: The cells of each study.
+        tiny: The cells of `benchmarks.tiny_study`, whose items are none of the paper's.
+    """
     files = {}
     lines = [
         "# Results of the studies",
@@ -76,22 +83,24 @@ def study_page(studies: list[Cells]) -> dict[str, str]:
     for cells in studies:
         if not cells.by_arm:
             continue
-        section, picture = _section(cells)
+        section, picture = _section(cells, claims(cells))
         if picture:
             files[f"study_{cells.name}.svg"] = picture
         lines += [*section, "", *held_out_section(HELD_OUT / cells.name)]
+    if tiny.by_arm:
+        section, files[f"study_{tiny.name}.svg"] = _section(tiny, [])
+        lines += section
     if not any(cells.by_arm for cells in studies):
         lines += ["No cell is finished yet.", ""]
     return {PAGE: "\n".join(lines), **files}
 
 
-def _section(cells: Cells) -> tuple[list[str], str]:
+def _section(cells: Cells, found: list[Claim]) -> tuple[list[str], str]:
     rows = cells.rows()
     present = ", ".join(
         f"{arm} ({'untrained' if seeds[min(seeds)]['train'] is None else seed_count(len(seeds))})"
         for arm, seeds in cells.by_arm.items()
     )
-    found = claims(cells)
     bars = _bars(rows)
     title = f"{cells.name}: points over {BASELINE}, mean over tasks"
     picture = differences_svg(title, bars) if bars else ""
@@ -105,7 +114,9 @@ def _section(cells: Cells) -> tuple[list[str], str]:
     tasks = list(dict.fromkeys(question.task for row in rows for question in _questions(row)))
     for task in tasks:
         lines += [f"### {task}", "", *_task_table(task, rows), ""]
-    lines += _inner_loop_table(tasks, rows)
+    lines += _pairs_table("What the inner loop adds", INNER_LOOPS, tasks, rows)
+    variants = [(variant, README_ARM) for variant in VARIANTS]
+    lines += _pairs_table(f"What each change of {README_ARM} does", variants, tasks, rows)
     return [*lines, *_probe_table(cells), *_training_table(cells)], picture
 
 
@@ -142,35 +153,35 @@ def _task_table(task: str, rows: list[Row]) -> list[str]:
     return lines
 
 
-def _inner_loop_table(tasks: list[str], rows: list[Row]) -> list[str]:
+def _pairs_table(
+    title: str, pairs: list[tuple[str, str]], tasks: list[str], rows: list[Row]
+) -> list[str]:
     by_key = {(row.arm, row.evaluation, row.prompts): row for row in rows}
     lines = []
-    for arm, without in INNER_LOOPS:
+    for arm, than in pairs:
         for row in (row for row in rows if row.arm == arm):
-            other = by_key.get((without, row.evaluation, row.prompts))
+            other = by_key.get((than, row.evaluation, row.prompts))
             if other is None:
                 continue
             shown = []
-            for task in tasks:
+            for task in (*tasks, None):
 
-                def keep(question: Question, task: str = task) -> bool:
-                    return question.task == task
+                def keep(question: Question, task: str | None = task) -> bool:
+                    return task in (None, question.task)
 
                 found = compare(row, other, keep)
                 shown.append("-" if found is None else _difference(found))
             seeds = len(row.runs.keys() & other.runs.keys())
-            lines.append(
-                f"| {arm} | {without} | {row.evaluation} | {seeds} | {' | '.join(shown)} |"
-            )
+            lines.append(f"| {arm} | {than} | {row.evaluation} | {seeds} | {' | '.join(shown)} |")
     if not lines:
         return []
     return [
-        "### What the inner loop adds",
+        f"### {title}",
         "",
-        "Points of an arm over the one with the same masks and no inner loop, means over lengths.",
+        "Points of an arm over another, means over lengths.",
         "",
-        f"| with | without | evaluation | seeds | {' | '.join(tasks)} |",
-        f"| --- | --- | --- | --- |{' --- |' * len(tasks)}",
+        f"| arm | over | evaluation | seeds | {' | '.join(tasks)} | mean |",
+        f"| --- | --- | --- | --- |{' --- |' * (len(tasks) + 1)}",
         *lines,
         "",
     ]

@@ -1,4 +1,4 @@
-"""Make a random Llama of about three million parameters with a tokenizer of its own.
+"""Make a random Llama of 0.8 million parameters with a tokenizer of its own.
 
 python -m benchmarks.tiny_model runs/tiny
 
@@ -21,7 +21,8 @@ from focusft.data.prose import background_sentences
 from focusft.data.split import SPLITS
 from focusft.evaluation.word_lists import load_words
 
-VOCABULARY = 4096
+# Few tokens: with 4,096 of them it takes many times the steps until the model copies.
+VOCABULARY = 512
 SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -37,9 +38,9 @@ def main() -> None:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("out", type=Path, help="folder for the model")
-    parser.add_argument("--hidden", type=int, default=192)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--heads", type=int, default=6)
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     model = make_tiny(options.out, options.hidden, options.layers, options.heads, seed=options.seed)
@@ -66,6 +67,8 @@ def make_tiny(out: Path, hidden: int, layers: int, heads: int, *, seed: int) -> 
         num_key_value_heads=heads // 2,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
+        # Attention starts sharper than with 0.02, and learns to copy sooner.
+        initializer_range=0.06,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

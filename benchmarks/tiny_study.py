@@ -3,10 +3,11 @@
 python -m benchmarks.tiny_study runs/tiny
 
 Start: the folder of `python -m benchmarks.tiny_pretrain`. Every arm is fine-tuned on longer
-contexts than those of the pretraining and answers held-out conversations of the trained length and
-of twice that. An answer counts if greedy decoding would give it to the letter, which one forward
-tells. The learning rates of the first arms are searched, on other items and with another seed; the
-arms below take that of `focusft`. A cell is written when it is done and not run again.
+contexts than those of the pretraining, and answers held-out conversations of the trained length
+and of twice that. The score of an item is the share of the tokens of what was asked for (the place,
+the variables, the words) that are the most likely ones, given those before. The learning rates of
+the first arms are searched, on other items and with another seed; the arms below take that of
+`focusft`. A cell is written when it is done and not run again.
 """
 
 from __future__ import annotations
@@ -18,24 +19,27 @@ import time
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 from focusft.data import prepare_dataset
 from focusft.data.long_context import make_long_context
 from focusft.data.split import Split
+from focusft.evaluation.generation.model_facts import weights_fingerprint
 from focusft.method.attention import install_backend, turn_attention
 from focusft.method.config import ContextAttention
 from focusft.method.turns import TurnLayout
 from focusft.training.config import FocuSFTConfig
-from focusft.training.models import load_model, load_tokenizer, weights_fingerprint
+from focusft.training.models import load_model, load_tokenizer
 from focusft.training.provenance import versions, write_json
 from focusft.training.trainer import FocuSFTTrainer
 
 TRAINED_TOKENS = 200
 LENGTHS = (TRAINED_TOKENS, 2 * TRAINED_TOKENS)
-CONVERSATIONS = 640
+CONVERSATIONS = 480
 BATCH = 8
 RATES = (1e-4, 3e-4, 1e-3)
 SEARCHED: dict[str, dict[str, Any]] = {
@@ -60,24 +64,28 @@ VARIANTS: dict[str, dict[str, Any]] = {
 ARMS = {**SEARCHED, **VARIANTS}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Search the learning rates, then run seed after seed, every arm of a seed first."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("model", type=Path)
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--items", type=int, default=300, help="held-out items of a length")
+    parser.add_argument("--items", type=int, default=200, help="held-out items of a length")
     parser.add_argument("--out", type=Path, default=Path("runs/tiny_study"))
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/study/tiny"))
-    options = parser.parse_args()
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/tiny_study"))
+    options = parser.parse_args(arguments)
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    options.results.mkdir(parents=True, exist_ok=True)
     study = TinyStudy(options.model, options.out, options.items)
     tuning_file = options.results / "tuning.json"
     if not tuning_file.is_file():
         write_json(tuning_file, study.search())
     tuning = json.loads(tuning_file.read_text())
-    write_cell(options.results, study.cell("base", None, 0))
+    if not (options.results / "base-0.json").is_file():
+        write_cell(options.results, study.cell("base", None, 0))
     for seed in range(options.seeds):
         for arm in ARMS:
             if not (options.results / f"{arm}-{seed}.json").is_file():
@@ -104,7 +112,7 @@ class TinyStudy:
         self._items = {
             length: self._prepared(f"held_out_{length}", items, length, 22) for length in LENGTHS
         }
-        self._validation = {TRAINED_TOKENS: self._prepared("validation", items, TRAINED_TOKENS, 23)}
+        self.validation = {TRAINED_TOKENS: self._prepared("validation", items, TRAINED_TOKENS, 23)}
 
     def search(self) -> dict[str, Any]:
         """Train each searched arm with each learning rate; the best on validation items wins."""
@@ -112,8 +120,8 @@ class TinyStudy:
         for arm in SEARCHED:
             scores = {}
             for rate in RATES:
-                model, _ = self._trained(arm, rate, seed=100)
-                scores[rate] = _mean(exact(model, self._validation, "causal"))
+                model, _ = self._trained(self._args(arm, rate, seed=100))
+                scores[rate] = _mean(score(model, self.validation, "causal"))
                 print(f"search {arm} {rate}: {scores[rate]:.3f}", flush=True)
             chosen = max(scores, key=lambda rate: scores[rate])
             found[arm] = {"learning_rate": {"chosen": chosen, "scores": scores}}
@@ -121,24 +129,28 @@ class TinyStudy:
 
     def cell(self, arm: str, rate: float | None, seed: int) -> dict[str, Any]:
         """Train an arm, unless `rate` is None, and evaluate it, as `focusft study` writes it."""
-        train = None
+        masks: dict[str, ContextAttention] = {"held_out": "causal"}
+        train, settings = None, {}
         if rate is None:
             model = load_model(self._model)
+            install_backend(model, "segments")
         else:
-            model, train = self._trained(arm, rate, seed)
-        masks: dict[str, ContextAttention] = {"held_out": "causal"}
-        if train is not None and train["settings"]["context_attention"] == "bidirectional":
-            masks["held_out_bidirectional"] = "bidirectional"
+            args = self._args(arm, rate, seed)
+            model, train = self._trained(args)
+            settings = args.resolved()
+            if args.focus_config().context_attention == "bidirectional":
+                masks["held_out_bidirectional"] = "bidirectional"
         return {
             "study": "tiny",
             "arm": arm,
             "seed": seed,
+            "settings": {"train": {"resolved": settings}},
             "train": train,
             "evaluations": {
                 name: {
                     "suite": "held_out",
                     "prompts_sha256": self._fingerprint(),
-                    "scores": exact(model, self._items, mask),
+                    "scores": score(model, self._items, mask),
                 }
                 for name, mask in masks.items()
             },
@@ -147,8 +159,8 @@ class TinyStudy:
             "versions": versions(),
         }
 
-    def _trained(self, arm: str, rate: float, seed: int) -> tuple[PreTrainedModel, dict[str, Any]]:
-        args = FocuSFTConfig(
+    def _args(self, arm: str, rate: float, seed: int) -> FocuSFTConfig:
+        return FocuSFTConfig(
             output_dir=str(self._folder / "train"),
             learning_rate=rate,
             seed=seed,
@@ -165,21 +177,24 @@ class TinyStudy:
             use_cpu=True,
             **ARMS[arm],
         )
-        torch.manual_seed(seed)
+
+    def _trained(self, args: FocuSFTConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
+        torch.manual_seed(args.seed)
         started = time.perf_counter()
         model = load_model(self._model)
         trainer = FocuSFTTrainer(
             model=model, args=args, train_dataset=self._train, processing_class=self._tokenizer
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
         trainer.engine.detach()
+        install_backend(model, "segments")
         return model.eval(), {
             "seconds": round(time.perf_counter() - started, 1),
             "resumed": False,
             "inner_steps_watched": trainer.inner_steps_watched,
             "inner_steps_raised": trainer.inner_steps_raised,
             "log": trainer.state.log_history,
-            "settings": args.resolved(),
         }
 
     def _write(
@@ -203,22 +218,40 @@ class TinyStudy:
     def _prepared(self, name: str, count: int, tokens: int, seed: int) -> list[dict[str, Any]]:
         path = self._write(name, count, tokens, seed, "held_out", "sentence")
         dataset, _ = prepare_dataset([str(path)], self._tokenizer, max_length=4096)
-        tasks = [json.loads(line)["meta"]["task"] for line in path.read_text().splitlines()]
+        made = [json.loads(line) for line in path.read_text().splitlines()]
         return [
-            {"task": task, **{name: row[name] for name in ("input_ids", "labels", "turn_ids")}}
-            for task, row in zip(tasks, dataset, strict=True)
+            {
+                "task": example["meta"]["task"],
+                "answer": answer_span(self._tokenizer, example, row["labels"]),
+                **{name: row[name] for name in ("input_ids", "labels", "turn_ids")},
+            }
+            for example, row in zip(made, dataset, strict=True)
         ]
 
     def _fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(list(self._items.values())).encode()).hexdigest()
 
 
+def answer_span(
+    tokenizer: PreTrainedTokenizerBase, example: dict[str, Any], labels: list[int]
+) -> tuple[int, int]:
+    """Where the tokens of `meta.answer` start and stop in a row with one response."""
+    response, answer = example["messages"][-1]["content"], example["meta"]["answer"]
+    before, _, _ = response.rpartition(answer)
+    first = next(index for index, label in enumerate(labels) if label != -100)
+    # A word's token starts with the space before it.
+    start, stop = (
+        first + len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        for text in (before.rstrip(), before + answer)
+    )
+    return start, stop
+
+
 @torch.no_grad()
-def exact(
+def score(
     model: PreTrainedModel, items: dict[int, list[dict[str, Any]]], mask: ContextAttention
 ) -> dict[str, dict[str, list[float]]]:
-    """1 for each item whose answer greedy decoding gives to the letter, by task and length."""
-    install_backend(model, "segments")
+    """The share of what was asked for that is right, of each item, by task and length."""
     scores: dict[str, dict[str, list[float]]] = {}
     for length, rows in items.items():
         for row in rows:
@@ -229,10 +262,12 @@ def exact(
             layout = TurnLayout.from_batch({**batch, "position_ids": positions}, "merged")
             attention = turn_attention(model, layout, mask).model_kwargs
             logits = model(batch["input_ids"], position_ids=positions, **attention).logits
-            labels = batch["labels"][0, 1:]
-            is_right = logits[0, :-1].argmax(-1) == labels
-            score = float(is_right[labels != -100].all())
-            scores.setdefault(row["task"], {}).setdefault(str(length), []).append(score)
+            start, stop = row["answer"]
+            is_right = (
+                logits[0, start - 1 : stop - 1].argmax(-1) == batch["input_ids"][0, start:stop]
+            )
+            found = scores.setdefault(row["task"], {}).setdefault(str(length), [])
+            found.append(round(is_right.float().mean().item(), 4))
     return scores
 
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from benchmarks.study_cells import read_cells
+from benchmarks.study_cells import Cells, read_cells
 from benchmarks.study_check import differing
 from benchmarks.study_claims import claims, verdict
 from benchmarks.study_tables import README, SOURCE, study_page, with_claims
@@ -54,6 +54,7 @@ def write(folder, *cells):
 
 
 SFT = {"512": 0.99, "1024": 0.6, "2048": 0.1}
+NO_TINY = Cells("tiny", {})
 BETTER = {"512": 0.99, "1024": 0.8, "2048": 0.12}
 
 
@@ -74,7 +75,7 @@ def test_a_whole_grid(tmp_path):
         *(cell("sft", seed, SFT) for seed in range(3)),
         *(cell("focusft", seed, BETTER, sink=0.0003) for seed in range(3)),
     )
-    files = study_page([cells])
+    files = study_page([cells], NO_TINY)
     page = files["study_results.md"]
     assert "Finished: base (untrained), sft (3 seeds), focusft (3 seeds)." in page
     # The base comes first, then the baseline.
@@ -105,19 +106,21 @@ def test_what_the_inner_loop_adds_is_paired_with_the_same_masks(tmp_path):
         cell("focusft", 0, BETTER),
         cell("causal_focusft", 0, SFT, prompts="others"),
     )
-    page = study_page([cells])["study_results.md"]
+    page = study_page([cells], NO_TINY)["study_results.md"]
     section = page.partition("### What the inner loop adds")[2].partition("###")[0]
     lines = [line for line in section.splitlines() if "focusft" in line]
     assert len(lines) == 1
     assert lines[0].startswith("| focusft | bidirectional_sft | babilong | 1 | **+")
     # Neither stands beside the baseline, which has no mask of context.
-    alone = study_page([write(tmp_path / "t", cell("sft", 0, SFT), cell("focusft", 0, BETTER))])
+    alone = study_page(
+        [write(tmp_path / "t", cell("sft", 0, SFT), cell("focusft", 0, BETTER))], NO_TINY
+    )
     assert "What the inner loop adds" not in alone["study_results.md"]
 
 
 def test_partial_grids(tmp_path):
     one = write(tmp_path / "one", cell("focusft", 0, BETTER))
-    page = study_page([one])["study_results.md"]
+    page = study_page([one], NO_TINY)["study_results.md"]
     assert "no baseline" in page and "study_one.svg" not in page
     assert {claim.verdict for claim in claims(one)} == {
         "not measured: no sft on these items yet", "not measured"
@@ -126,12 +129,12 @@ def test_partial_grids(tmp_path):
     two = write(
         tmp_path / "two", cell("sft", 0, SFT), cell("focusft", 0, BETTER), cell("focusft", 1, SFT)
     )
-    assert "| focusft | babilong | 2 |" in study_page([two])["study_results.md"]
+    assert "| focusft | babilong | 2 |" in study_page([two], NO_TINY)["study_results.md"]
     found = {claim.paper.split(":")[0]: claim for claim in claims(two)}
     assert "1 seed)" in found["BABILong"].here
     assert found["sink mass in training"].verdict == "one seed: no interval"
     base = write(tmp_path / "base", cell("base", 0, SFT))
-    assert "base (untrained)" in study_page([base])["study_results.md"]
+    assert "base (untrained)" in study_page([base], NO_TINY)["study_results.md"]
 
 
 def test_the_readme_shows_the_committed_cells():
@@ -143,21 +146,21 @@ def test_the_readme_shows_the_committed_cells():
 
 
 def test_no_grid(tmp_path):
-    assert "No cell is finished yet." in study_page([])["study_results.md"]
+    assert "No cell is finished yet." in study_page([], NO_TINY)["study_results.md"]
     (tmp_path / "empty").mkdir()
-    files = study_page([read_cells(tmp_path / "empty")])
+    files = study_page([read_cells(tmp_path / "empty")], NO_TINY)
     assert list(files) == ["study_results.md"] and "No cell" in files["study_results.md"]
 
 
 def test_other_items_are_not_compared(tmp_path):
     cells = write(tmp_path / "s", cell("sft", 0, SFT), cell("focusft", 0, SFT, prompts="other"))
-    assert "no baseline" in study_page([cells])["study_results.md"]
+    assert "no baseline" in study_page([cells], NO_TINY)["study_results.md"]
 
 
 def test_an_evaluation_of_one_arm_is_set_beside_the_baseline_on_the_same_items(tmp_path):
     both = cell("focusft", 0, BETTER, evaluations=("babilong", "babilong_bidirectional"))
     cells = write(tmp_path / "s", cell("sft", 0, SFT), both)
-    page = study_page([cells])["study_results.md"]
+    page = study_page([cells], NO_TINY)["study_results.md"]
     assert re.search(r"\| focusft \| babilong_bidirectional \| 1 \|.*\*\*\+", page)
     assert "focusft, babilong_bidirectional" in {claim.arm for claim in claims(cells)}
 
