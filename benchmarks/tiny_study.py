@@ -39,7 +39,7 @@ from focusft.training.trainer import FocuSFTTrainer
 
 TRAINED_TOKENS = 200
 LENGTHS = (TRAINED_TOKENS, 2 * TRAINED_TOKENS)
-CONVERSATIONS = 480
+CONVERSATIONS = 320
 BATCH = 8
 RATES = (1e-4, 3e-4, 1e-3)
 SEARCHED: dict[str, dict[str, Any]] = {
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("model", type=Path)
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--items", type=int, default=200, help="held-out items of a length")
+    parser.add_argument("--items", type=int, default=150, help="held-out items of a length")
     parser.add_argument("--out", type=Path, default=Path("runs/tiny_study"))
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/tiny_study"))
     options = parser.parse_args(arguments)
