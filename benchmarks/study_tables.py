@@ -20,7 +20,7 @@ from benchmarks.study_cells import (
     probe_runs,
     read_cells,
 )
-from benchmarks.study_claims import Claim, claims, claims_table, seed_count
+from benchmarks.study_claims import NOT_MEASURED, Claim, claims, claims_table, seed_count
 from benchmarks.study_picture import Bar, differences_svg
 from benchmarks.tiny_study import VARIANTS
 from focusft.evaluation.items import length_name
@@ -57,7 +57,11 @@ def with_claims(readme: str, studies: list[Cells]) -> str:
     _, _, after = rest.partition(end)
     tables = []
     for cells in studies:
-        shown = [claim for claim in claims(cells) if claim.arm.split(", ")[0] == README_ARM]
+        shown = [
+            claim
+            for claim in claims(cells)
+            if claim.arm.split(", ")[0] == README_ARM and claim.verdict != NOT_MEASURED
+        ]
         tables += [f"Study `{cells.name}`:", "", *claims_table(shown), ""]
     return "\n".join([f"{before}{start}", *tables, f"{end}{after}"])
 
