@@ -4,10 +4,10 @@ python -m benchmarks.tiny_study runs/tiny
 
 Start: the folder of `python -m benchmarks.tiny_pretrain`. Every arm is fine-tuned on longer
 contexts than those of the pretraining, and answers held-out conversations of the trained length
-and of half as much again. The score of an item is the share of the tokens of what was asked for (the place,
-the variables, the words) that are the most likely ones, given those before. The learning rates of
-the first arms are searched, on other items and with another seed; the arms below take that of
-`focusft`. A cell is written when it is done and not run again.
+and of half as much again. The score of an item is the share of the tokens of what was asked for
+(the place, the variables, the words) that are the most likely ones, given those before. The
+learning rates of the first arms are searched, on other items and with another seed; the arms below
+take that of `focusft`. A cell is written when it is done and not run again.
 """
 
 from __future__ import annotations
