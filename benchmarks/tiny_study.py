@@ -52,13 +52,17 @@ SEARCHED: dict[str, dict[str, Any]] = {
         "inner_context_attention": "bidirectional",
     },
 }
-# Each differs from focusft in one thing.
+# Each differs from focusft in one thing, but for the last.
 VARIANTS: dict[str, dict[str, Any]] = {
     "context_objective": {"inner_objective": "context", "inner_context_attention": "causal"},
     "backtracking": {"inner_step": "backtracking"},
     "second_order": {"inner_order": 2},
     "one_step": {"num_inner_steps": 1},
+    "four_steps": {"num_inner_steps": 4},
     "all_layers": {"inner_layer_fraction": 1.0},
+    "causal_half": {"causal_share": 0.5},
+    # Plain SFT at the rate of the others, which its own search found as good as the lower one.
+    "sft_same_rate": {"method": "sft"},
 }
 ARMS = {**SEARCHED, **VARIANTS}
 
