@@ -1,5 +1,6 @@
 """The YAML file of a study: what is read, and what is refused in one line."""
 
+import json
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from focusft.training.models import load_model, load_tokenizer
 from tests.study.conftest import SUITE
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CHOSEN = CONFIGS.parent / "benchmarks/results/study/smollm2/tuning.json"
 STUDIES = [
     path for path in sorted(CONFIGS.glob("*.yaml")) if "arms" in yaml.safe_load(path.read_text())
 ]
@@ -28,13 +30,15 @@ def test_the_studies_of_the_repository_are_taken(path, tmp_path):
         options = train_options(study, arm, study.seeds[0], {}) | {"output_dir": str(tmp_path)}
         config = train_config(study, arm, options | {"use_cpu": True})
         assert config.data_seed == config.seed == study.seeds[0]
-    # Every arm gets its rate from at least three, on items that are in no evaluation; or all have
-    # the same one.
+    # Every arm gets its rate from at least three, on items that are in no evaluation; or the one
+    # that this gave it in the first study; or all have the same one.
     for tuning in study.tunings:
         assert tuning.option == "learning_rate" and len(tuning.values) >= 3
         assert tuning.arms == tuple(arm.name for arm in trained)
-    if not study.tunings:
-        assert all("learning_rate" not in arm.overrides for arm in trained)
+    chosen = json.loads(CHOSEN.read_text())
+    for arm in trained:
+        if "learning_rate" in arm.overrides:
+            assert arm.overrides["learning_rate"] == chosen[arm.name]["learning_rate"]["chosen"]
     searched = {e.options["seed"] for tuning in study.tunings for e in tuning.evaluations}
     for arm in study.arms:
         for evaluation in arm.evaluations:
