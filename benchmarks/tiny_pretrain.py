@@ -22,19 +22,20 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmarks.tiny_model import SPECIAL
+from focusft.data.chat import IGNORED
 from focusft.data.long_context import make_long_context
 from focusft.training.models import load_model, load_tokenizer
 
-IGNORED = -100
-# Tokens with a meaning of their own come first; the second one starts a sequence.
-FIRST_TOKEN, START = 3, 1
+# Tokens with a meaning of their own come first; one of them starts a sequence.
+FIRST_TOKEN, START = len(SPECIAL), SPECIAL.index("<|im_start|>")
 CONTEXT_TOKENS = (60, 160)
 
 Row = tuple[list[int], list[int]]
 
 
 def main() -> None:
-    """Train in three phases and save."""
+    """Train and save."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )

@@ -26,6 +26,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 from focusft.data import prepare_dataset
+from focusft.data.chat import IGNORED
 from focusft.data.long_context import make_long_context
 from focusft.data.split import Split
 from focusft.evaluation.generation.model_facts import weights_fingerprint
@@ -83,6 +84,9 @@ def main(arguments: list[str] | None = None) -> None:
     datasets.disable_progress_bars()
     options.results.mkdir(parents=True, exist_ok=True)
     study = TinyStudy(options.model, options.out, options.items)
+    for path in options.results.glob("*-*.json"):
+        if json.loads(path.read_text())["model"] != study.fingerprint:
+            parser.error(f"{path} is of another model; name another folder with --results")
     tuning_file = options.results / "tuning.json"
     if not tuning_file.is_file():
         write_json(tuning_file, study.search())
@@ -115,6 +119,8 @@ class TinyStudy:
         self._items = {
             length: self._prepared(f"held_out_{length}", items, length, 22) for length in LENGTHS
         }
+        self._prompts = hashlib.sha256(json.dumps(list(self._items.values())).encode()).hexdigest()
+        self.fingerprint = weights_fingerprint(load_model(model))
         self.validation = {TRAINED_TOKENS: self._prepared("validation", items, TRAINED_TOKENS, 23)}
 
     def search(self) -> dict[str, Any]:
@@ -152,13 +158,13 @@ class TinyStudy:
             "evaluations": {
                 name: {
                     "suite": "held_out",
-                    "prompts_sha256": self._fingerprint(),
+                    "prompts_sha256": self._prompts,
                     "scores": score(model, self._items, mask),
                 }
                 for name, mask in masks.items()
             },
             "probe": None,
-            "model": weights_fingerprint(load_model(self._model)),
+            "model": self.fingerprint,
             "versions": versions(),
         }
 
@@ -231,9 +237,6 @@ class TinyStudy:
             for example, row in zip(made, dataset, strict=True)
         ]
 
-    def _fingerprint(self) -> str:
-        return hashlib.sha256(json.dumps(list(self._items.values())).encode()).hexdigest()
-
 
 def answer_span(
     tokenizer: PreTrainedTokenizerBase, example: dict[str, Any], labels: list[int]
@@ -241,7 +244,7 @@ def answer_span(
     """Where the tokens of `meta.answer` start and stop in a row with one response."""
     response, answer = example["messages"][-1]["content"], example["meta"]["answer"]
     before, _, _ = response.rpartition(answer)
-    first = next(index for index, label in enumerate(labels) if label != -100)
+    first = next(index for index, label in enumerate(labels) if label != IGNORED)
     # A word's token starts with the space before it.
     start, stop = (
         first + len(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -82,6 +82,11 @@ def test_a_cell_is_made_resumed_and_shown(tmp_path, monkeypatch, capsys):
     (results / "one_step-0.json").unlink()
     tiny_study.main(arguments)
     assert re.findall(r"(\w+-0):", capsys.readouterr().out) == ["one_step-0"]
+    cell["model"] = "another"
+    (results / "focusft-0.json").write_text(json.dumps(cell))
+    with pytest.raises(SystemExit):
+        tiny_study.main(arguments)
+    assert "focusft-0.json is of another model" in capsys.readouterr().err
     files = study_page([], read_cells(results))
     page = files["study_results.md"]
     assert "| one_step | focusft | held_out | 1 |" in page

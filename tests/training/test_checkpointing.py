@@ -104,7 +104,7 @@ def test_everything_but_attention_runs_again(family, packed):
 def test_checkpointing_of_the_users_own_stays():
     model = tiny_model("llama")
     own = {"use_reentrant": False, "context_fn": torch.utils.checkpoint.noop_context_fn}
-    for options in (own, {"use_reentrant": True}):
+    for options in (own, {"use_reentrant": True}, {"determinism_check": "none"}):
         model.activation_checkpointing_enable(options)
         keep_attention(model)
         assert model.model.layers[0]._gradient_checkpointing_func.keywords == options
@@ -152,6 +152,13 @@ def test_same_bits_under_autocast(family):
         ({"selective_checkpointing": False}, "none"),
         ({"activation_checkpointing": True}, "all_but_attention"),
         ({"activation_checkpointing": True, "selective_checkpointing": False}, "full"),
+        (
+            {
+                "activation_checkpointing": True,
+                "activation_checkpointing_kwargs": {"use_reentrant": False, "offload": True},
+            },
+            "full",
+        ),
     ],
 )
 def test_the_options(tmp_path, options, expected):

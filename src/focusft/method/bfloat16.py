@@ -12,7 +12,8 @@ from functools import cache
 
 import torch
 
-_SIZE = 512
+# Large enough for the rate, small enough for a CPU that has to emulate bfloat16.
+_SIZE = 256
 _ROUNDS = 5
 
 logger = logging.getLogger(__name__)
@@ -22,8 +23,8 @@ logger = logging.getLogger(__name__)
 def bfloat16_speedup() -> float:
     """How many times faster a product of matrices is in bfloat16 than in float32 on this CPU.
 
-    Takes some 10 ms, once in a process. The best of a few rounds counts, in turn, so that other
-    work on the machine changes little.
+    Measured once in a process, in a few milliseconds. The best of a few rounds counts, in turn,
+    so that other work on the machine changes little.
     """
     seconds = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
     factors = {dtype: torch.ones(_SIZE, _SIZE, dtype=dtype) for dtype in seconds}

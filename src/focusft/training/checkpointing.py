@@ -78,7 +78,8 @@ def keep_attention(model: nn.Module) -> None:
         if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
             checkpointed: Any = layer
             function = checkpointed._gradient_checkpointing_func
-            if "context_fn" not in function.keywords and not function.keywords["use_reentrant"]:
+            is_reentrant = function.keywords.get("use_reentrant", True)
+            if "context_fn" not in function.keywords and not is_reentrant:
                 contexts = partial(_contexts, ATTENTION_OPERATIONS)
                 checkpointed._gradient_checkpointing_func = partial(function, context_fn=contexts)
 

@@ -114,7 +114,10 @@ class FocuSFTConfig(TrainingArguments, FocusConfig):
     def checkpointing(self) -> Checkpointing:
         """What the backward pass computes again."""
         if self.activation_checkpointing:
-            return "all_but_attention" if self.selective_checkpointing else "full"
+            # What is kept would stay on the device, and offloading is for want of its memory.
+            details: Any = self.activation_checkpointing_kwargs or {}
+            is_kept = self.selective_checkpointing and not details.get("offload", False)
+            return "all_but_attention" if is_kept else "full"
         # The exact hypergradient needs the activations of the inner loop.
         is_selective = self.selective_checkpointing and self.inner_order == 1
         return "selective" if is_selective else "none"
