@@ -49,12 +49,12 @@ def additive_mask(labels_BS: Tensor, is_token_BS: Tensor) -> Tensor:
     is_response_BS = labels_BS != -100
     turn_BS = (is_response_BS[:, 1:] != is_response_BS[:, :-1]).cumsum(dim=1)
     turn_BS = F.pad(turn_BS, (1, 0))
-    position_S = torch.arange(labels_BS.shape[1])
+    position_S = torch.arange(labels_BS.shape[1], device=labels_BS.device)
     is_earlier_SS = position_S[None, :] <= position_S[:, None]
     same_turn_BSS = turn_BS[:, :, None] == turn_BS[:, None, :]
     allowed_BSS = is_earlier_SS | (same_turn_BSS & ~is_response_BS[:, :, None])
     allowed_BSS &= is_token_BS[:, :, None] & is_token_BS[:, None, :]
-    zeros_BSS = torch.zeros(allowed_BSS.shape)
+    zeros_BSS = torch.zeros(allowed_BSS.shape, device=labels_BS.device)
     return zeros_BSS.masked_fill(~allowed_BSS, torch.finfo(torch.float32).min)[:, None]
 
 
@@ -128,7 +128,7 @@ class PublishedTrainer(Trainer):
     def _inner_logits(self, model: Any, input_ids_BS: Tensor, mask_B1SS: Tensor) -> Tensor:
         decoder = model.model
         hidden_BSD = decoder.embed_tokens(input_ids_BS)
-        positions_1S = torch.arange(hidden_BSD.shape[1])[None]
+        positions_1S = torch.arange(hidden_BSD.shape[1], device=hidden_BSD.device)[None]
         others = {
             "attention_mask": mask_B1SS,
             "position_ids": positions_1S,

@@ -31,6 +31,23 @@ VARIANTS = ("sft", "k0", "ours", "published", "authors", "trl_sft")
 
 def main() -> None:
     """Build the trainer, then step on demand."""
+    options = parser().parse_args()
+    if options.limit_gb:
+        limit = int(options.limit_gb * 1024**3)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    interpreter_gb = _peak_gb()
+    model = _model(options)
+    rows = json.loads(options.rows.read_text())
+    trainer = make_trainer(options, model, rows)
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(StepOnDemand())
+    _answer({"interpreter_gb": interpreter_gb})
+    trainer.train()
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of a trainer."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--variant", choices=VARIANTS, required=True)
     parser.add_argument("--checkpointing", choices=get_args(Checkpointing), default="none")
@@ -45,20 +62,7 @@ def main() -> None:
     parser.add_argument("--checkout", type=Path)
     parser.add_argument("--rows", type=Path, required=True, help="JSON: a list of examples")
     parser.add_argument("--out", type=Path, required=True, help="folder for the trainer")
-    options = parser.parse_args()
-
-    if options.limit_gb:
-        limit = int(options.limit_gb * 1024**3)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    interpreter_gb = _peak_gb()
-    model = _model(options)
-    rows = json.loads(options.rows.read_text())
-    trainer = _trainer(options, model, rows)
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
-    trainer.add_callback(StepOnDemand())
-    _answer({"interpreter_gb": interpreter_gb})
-    trainer.train()
+    return parser
 
 
 class StepOnDemand(TrainerCallback):
@@ -97,7 +101,10 @@ def _model(options: argparse.Namespace) -> Any:
     return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, options.dtype))
 
 
-def _trainer(options: argparse.Namespace, model: Any, rows: list[dict[str, list[int]]]) -> Trainer:
+def make_trainer(
+    options: argparse.Namespace, model: Any, rows: list[dict[str, list[int]]]
+) -> Trainer:
+    """The trainer that the options name, on these rows."""
     config = FocusConfig(
         num_inner_steps=0 if options.variant == "k0" else options.num_inner_steps, inner_lr=0.1
     )

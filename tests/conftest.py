@@ -14,7 +14,8 @@ import pytest
 import torch
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
-torch.use_deterministic_algorithms(True)
+# A few CUDA kernels have no deterministic form: the GPU tests use none of them knowingly.
+torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
 
 
 def pytest_unconfigure():

@@ -1,5 +1,6 @@
 """Shared by the tests of the method: batches, one attached call, the oracle's comparison."""
 
+import os
 from types import MethodType
 
 import torch
@@ -9,6 +10,9 @@ from focusft.method.architectures import read_architecture
 from focusft.method.fast_weights import initial_fast_weights
 from tests.method.oracle import literal_focusft
 from tests.tiny_models import tiny_model
+
+# Where attached calls run; the oracle stays on the CPU.
+DEVICE = os.environ.get("FOCUSFT_TEST_DEVICE", "cpu")
 
 CONFIG = focusft.FocusConfig(
     num_inner_steps=2, inner_lr=0.3, inner_rank=4, inner_alpha=8, inner_layer_fraction=0.5
@@ -45,14 +49,22 @@ def phi_0(engine, input_ids, labels):
     return [A[0] for A in weights.A]
 
 
+def on_device(batch):
+    return {
+        name: value.to(DEVICE) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }
+
+
 def gradients_of(model, config, **batch):
     """Outer loss, trace and gradients by name of one attached call; leaves the model detached."""
-    engine = focusft.attach(model, config)
+    engine = focusft.attach(model.to(DEVICE), config)
     model.train()
     model.zero_grad()
-    loss = model(**batch).loss
+    loss = model(**on_device(batch)).loss
     loss.backward()
     engine.detach()
+    model.cpu()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     return loss.item(), engine, gradients
 
