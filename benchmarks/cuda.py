@@ -14,6 +14,7 @@ import gc
 import statistics
 import tempfile
 import time
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,8 @@ def _model(name: str) -> Any:
         return load_model(name, dtype="float32")
     torch.manual_seed(0)
     with torch.device("cuda"):
-        return AutoModelForCausalLM.from_config(WIDE, dtype=torch.float32)
+        # A model's config says what was done to it.
+        return AutoModelForCausalLM.from_config(deepcopy(WIDE), dtype=torch.float32)
 
 
 def _plan(name: str, length: int, trainer: str) -> dict[str, Any]:
@@ -157,7 +159,7 @@ def _plan(name: str, length: int, trainer: str) -> dict[str, Any]:
         model: Any = meta_model(name)
     else:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(WIDE)
+            model = AutoModelForCausalLM.from_config(deepcopy(WIDE))
     steps = options.num_inner_steps if options.variant == "ours" else 0
     attention: Any = "causal" if options.variant == "sft" else "bidirectional"
     focus = FocusConfig(num_inner_steps=steps, context_attention=attention)

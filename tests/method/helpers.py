@@ -34,6 +34,7 @@ def conversation(turns, seed=0, vocabulary=128):
 
 def phi_0(engine, input_ids, labels):
     parts = engine._architecture
+    input_ids, labels = input_ids.to(DEVICE), labels.to(DEVICE)  # a GPU draws other values
     layout = focusft.TurnLayout.from_labels(labels[None])
     weights = initial_fast_weights(
         parts.shapes,
@@ -46,7 +47,7 @@ def phi_0(engine, input_ids, labels):
         step=engine.step,
         dtype=parts.model.dtype,
     )
-    return [A[0] for A in weights.A]
+    return [A[0].cpu() for A in weights.A]
 
 
 def on_device(batch):

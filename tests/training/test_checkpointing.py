@@ -163,7 +163,7 @@ def test_same_bits_under_autocast(family):
 )
 def test_the_options(tmp_path, options, expected):
     args = FocuSFTConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, **options)
-    assert args.checkpointing == expected
+    assert args.checkpointing_on("cpu") == expected
     model = tiny_model("llama")
     FocuSFTTrainer(model=model, args=args)
     assert model.is_activation_checkpointing == (expected == "selective")

@@ -133,7 +133,7 @@ def initial_fast_weights(
 
     The values of a document depend on the seed, the step and the document's own tokens alone.
     So they are the same however documents are batched, packed, accumulated or spread over
-    ranks, and after a resume.
+    ranks, and after a resume; but a GPU draws other values than a CPU.
 
     Args:
         shapes: (input features, output features) of each adapted linear map.
@@ -148,20 +148,19 @@ def initial_fast_weights(
     """
     device = input_ids_BS.device
     documents = tuple(layout.documents())
-    drawn = tuple(
-        torch.empty(len(documents), rank, features, device=device, dtype=dtype)
-        for features, _ in shapes
-    )
+    sizes = [rank * features for features, _ in shapes]
+    # One draw for all matrices of a document: on a GPU each call costs more than its numbers.
+    drawn_GN = torch.empty(len(documents), sum(sizes), device=device)
     generator = torch.Generator(device)
-    for number, checksum in enumerate(_checksums(input_ids_BS, documents)):
+    for drawn_N, checksum in zip(drawn_GN, _checksums(input_ids_BS, documents), strict=True):
         generator.manual_seed(_mix(seed, step, checksum))
-        for A_GrI, (features, _) in zip(drawn, shapes, strict=True):
-            # Kaiming-uniform with a = sqrt(5) is uniform within 1 / sqrt(input features).
-            matrix_rI = torch.empty(rank, features, device=device)
-            matrix_rI.uniform_(-1, 1, generator=generator)
-            A_GrI[number] = matrix_rI / features**0.5
+        drawn_N.uniform_(-1, 1, generator=generator)
     return FastWeights(
-        A=drawn,
+        # Kaiming-uniform with a = sqrt(5) is uniform within 1 / sqrt(input features).
+        A=tuple(
+            (matrix_GN / features**0.5).to(dtype).view(-1, rank, features)
+            for matrix_GN, (features, _) in zip(drawn_GN.split(sizes, dim=1), shapes, strict=True)
+        ),
         B=tuple(
             torch.zeros(len(documents), out, rank, device=device, dtype=dtype) for _, out in shapes
         ),

@@ -22,10 +22,13 @@ from focusft.training.config import TrainConfig, make_train_config
 from focusft.training.provenance import write_json
 
 TRAIN, PROBE = "train", "probe"
-# Where and on what a cell runs, not what it computes.
 # Options of `focusft eval` that name files.
 _EVALUATION_DATA = ("prose", "squad", "hotpotqa", "babilong_data", "questions")
-_NOT_SETTINGS = ("output_dir", "logging_dir", "run_name", "dataloader_pin_memory", "use_cpu")
+# Where and on what a cell runs, not what it computes.
+_NOT_SETTINGS = (
+    *("output_dir", "logging_dir", "run_name", "dataloader_pin_memory", "use_cpu"),
+    "selective_checkpointing",
+)
 
 
 @dataclass(frozen=True)

@@ -99,9 +99,10 @@ class FocuSFTTrainer(ResumableTrainer):
         refuse_parallelism(self.accelerator)
         # The loss below takes num_items_in_batch, whatever the model's own forward does.
         self.model_accepts_loss_kwargs = True
-        if args.checkpointing == "selective":
+        checkpointing = args.checkpointing_on(args.device.type)
+        if checkpointing == "selective":
             checkpoint_selectively(model)
-        elif args.checkpointing == "all_but_attention":
+        elif checkpointing == "all_but_attention":
             self.add_callback(KeepAttention())
         if args.bf16 and args.device.type == "cpu":
             warn_if_bfloat16_is_slow("bf16", "leave it out to train faster")

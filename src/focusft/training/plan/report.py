@@ -74,7 +74,7 @@ def plan_training(
         turns=turns,
         accumulation=config.gradient_accumulation_steps,
         precision=_precision(config, model.config.dtype),
-        checkpointing=config.checkpointing,
+        checkpointing=config.checkpointing_on(device),
         data_parallel=data_parallel,
         shards=shards,
         optimizer=OptimizerNames(config.optim).value,
