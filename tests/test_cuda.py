@@ -1,4 +1,4 @@
-"""What only a GPU can show; `FOCUSFT_TEST_DEVICE=cuda pytest tests/method` runs the rest there."""
+"""On a GPU: the literal algorithm, its kernels, checkpointing, resuming, generation."""
 
 from dataclasses import replace
 
@@ -9,7 +9,17 @@ import focusft
 from focusft.evaluation.generation import LocalGenerator, encode
 from focusft.training.checkpointing import checkpoint_selectively, keep_attention
 from tests.evaluation.test_generation import TEXTS, ask, complete, naive_greedy, text_of, tiny
-from tests.method.helpers import CONFIG, DOCUMENTS, packed, padded, relative_error
+from tests.method.helpers import (
+    CONFIG,
+    DOCUMENTS,
+    MULTI_TURN,
+    SINGLE_TURN,
+    compare,
+    double_model,
+    packed,
+    padded,
+    relative_error,
+)
 from tests.tiny_models import tiny_model, tiny_tokenizer
 from tests.training.test_trainer import losses, trainer
 
@@ -18,6 +28,18 @@ DEVICE = "cuda"
 # Heads of 32 features: the fused kernels take no smaller ones.
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
 BATCH = padded([packed(DOCUMENTS[:2]), packed(DOCUMENTS[2:])], side="left")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("steps", [0, 1, 3])
+@pytest.mark.parametrize("turns", [SINGLE_TURN, MULTI_TURN], ids=["single", "multi"])
+def test_gradients_equal_the_literal_algorithm_on_the_cpu(family, steps, turns):
+    config = replace(CONFIG, num_inner_steps=steps)
+    loss, expected_loss, *_, error = compare(tiny_model(family), config, turns, device=DEVICE)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    assert error < 1e-5
+    *_, error = compare(double_model(family), config, turns, device=DEVICE)
+    assert error < 1e-9
 
 
 def step(model, config, *, autocast=False, batch=BATCH):
@@ -59,7 +81,7 @@ def with_everything(model):
 
 
 def with_offload(model):
-    model.activation_checkpointing_enable({"use_reentrant": False, "offload": True})
+    model.activation_checkpointing_enable({"use_reentrant": False}, offload=True)
 
 
 def with_all_but_attention(model):
@@ -100,7 +122,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, bf16):
 
 
 def test_training_follows_that_on_the_cpu(tmp_path):
-    on_gpu, on_cpu = trainer(tmp_path / "a", use_cpu=False), trainer(tmp_path / "b")
+    options = {"num_inner_steps": 0}  # a GPU draws other fast weights
+    on_gpu = trainer(tmp_path / "a", use_cpu=False, **options)
+    on_cpu = trainer(tmp_path / "b", **options)
     on_gpu.train()
     on_cpu.train()
     assert losses(on_gpu) == pytest.approx(losses(on_cpu), rel=1e-4)

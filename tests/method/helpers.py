@@ -1,6 +1,5 @@
 """Shared by the tests of the method: batches, one attached call, the oracle's comparison."""
 
-import os
 from types import MethodType
 
 import torch
@@ -10,9 +9,6 @@ from focusft.method.architectures import read_architecture
 from focusft.method.fast_weights import initial_fast_weights
 from tests.method.oracle import literal_focusft
 from tests.tiny_models import tiny_model
-
-# Where attached calls run; the oracle stays on the CPU.
-DEVICE = os.environ.get("FOCUSFT_TEST_DEVICE", "cpu")
 
 CONFIG = focusft.FocusConfig(
     num_inner_steps=2, inner_lr=0.3, inner_rank=4, inner_alpha=8, inner_layer_fraction=0.5
@@ -32,9 +28,9 @@ def conversation(turns, seed=0, vocabulary=128):
     return input_ids, labels
 
 
-def phi_0(engine, input_ids, labels):
+def phi_0(engine, input_ids, labels, device="cpu"):
     parts = engine._architecture
-    input_ids, labels = input_ids.to(DEVICE), labels.to(DEVICE)  # a GPU draws other values
+    input_ids, labels = input_ids.to(device), labels.to(device)  # a GPU draws other values
     layout = focusft.TurnLayout.from_labels(labels[None])
     weights = initial_fast_weights(
         parts.shapes,
@@ -50,22 +46,14 @@ def phi_0(engine, input_ids, labels):
     return [A[0].cpu() for A in weights.A]
 
 
-def on_device(batch):
-    return {
-        name: value.to(DEVICE) if isinstance(value, torch.Tensor) else value
-        for name, value in batch.items()
-    }
-
-
 def gradients_of(model, config, **batch):
     """Outer loss, trace and gradients by name of one attached call; leaves the model detached."""
-    engine = focusft.attach(model.to(DEVICE), config)
+    engine = focusft.attach(model, config)
     model.train()
     model.zero_grad()
-    loss = model(**on_device(batch)).loss
+    loss = model(**batch).loss
     loss.backward()
     engine.detach()
-    model.cpu()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     return loss.item(), engine, gradients
 
@@ -76,14 +64,22 @@ def relative_error(actual, expected):
     return (difference / sum(g.square().sum() for g in actual.values())).sqrt().item()
 
 
-def compare(model, config, turns, oracle_config=None, **oracle_options):
-    """Our loss, the oracle's, the engine, the oracle's inner losses, the gradients' error."""
+def compare(model, config, turns, oracle_config=None, device="cpu", **oracle_options):
+    """Our loss, the oracle's, the engine, the oracle's inner losses, the gradients' error.
+
+    Ours are computed on the device, the oracle's on the CPU.
+    """
     input_ids, labels = conversation(turns)
     loss, engine, actual = gradients_of(
-        model, config, input_ids=input_ids[None], labels=labels[None]
+        model.to(device),
+        config,
+        input_ids=input_ids[None].to(device),
+        labels=labels[None].to(device),
     )
+    model.cpu()
+    actual = {name: gradient.cpu() for name, gradient in actual.items()}
     parts = read_architecture(model, config)
-    A0 = [] if config.num_inner_steps == 0 else phi_0(engine, input_ids, labels)
+    A0 = [] if config.num_inner_steps == 0 else phi_0(engine, input_ids, labels, device)
     if not A0:
         A0 = [torch.zeros(config.inner_rank, features) for features, _ in parts.shapes]
     expected_loss, inner_losses, expected = literal_focusft(
