@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Config, TrainerCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers import AutoModelForCausalLM, TrainerCallback
 
+from benchmarks.scaling import QWEN_7B
 from benchmarks.step import TRAINERS, example
 from benchmarks.worker import make_trainer, parser
 from focusft.method.config import FocusConfig
@@ -32,18 +32,8 @@ from focusft.training.provenance import versions, write_json
 
 GIB = 1024**3
 RESPONSE = 64
-# As wide as Qwen2.5-7B. Tied, so that eight layers and their optimizer state leave room in 80 GB.
-WIDE = Qwen2Config(
-    hidden_size=3584,
-    intermediate_size=18_944,
-    num_hidden_layers=8,
-    num_attention_heads=28,
-    num_key_value_heads=4,
-    vocab_size=152_064,
-    max_position_embeddings=32_768,
-    tie_word_embeddings=True,
-    use_sliding_window=False,
-)
+# Tied, so that eight layers and their optimizer state leave room in 80 GB.
+WIDE_LAYERS = 8
 MODELS = ("smollm2", "wide")
 
 
@@ -111,8 +101,6 @@ def _train(name: str, length: int, trainer: str, steps: int) -> Clock:
         options = parser().parse_args([*words, f"--rows={temporary}/rows.json"])
         row = example("smollm2", length, RESPONSE)
         run = make_trainer(options, _model(name), [row] * (steps + 1))
-        for callback in (PrinterCallback, ProgressCallback):
-            run.remove_callback(callback)
         run.add_callback(clock)
         run.train()
     return clock
@@ -146,20 +134,23 @@ def _model(name: str) -> Any:
     if name == "smollm2":
         return load_model(name, dtype="float32")
     torch.manual_seed(0)
-    with torch.device("cuda"):
-        # A model's config says what was done to it.
-        return AutoModelForCausalLM.from_config(deepcopy(WIDE), dtype=torch.float32)
+    return _wide_model("cuda")
+
+
+def _wide_model(device: str) -> Any:
+    config = deepcopy(QWEN_7B)
+    config.num_hidden_layers = WIDE_LAYERS
+    config.layer_types = config.layer_types[:WIDE_LAYERS]
+    config.tie_word_embeddings = True
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def _plan(name: str, length: int, trainer: str) -> dict[str, Any]:
     options = parser().parse_args([*TRAINERS[trainer], "--model=", "--rows=", "--out="])
     if options.variant not in ("sft", "k0", "ours"):
         return {}
-    if name == "smollm2":
-        model: Any = meta_model(name)
-    else:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(deepcopy(WIDE))
+    model: Any = meta_model(name) if name == "smollm2" else _wide_model("meta")
     steps = options.num_inner_steps if options.variant == "ours" else 0
     attention: Any = "causal" if options.variant == "sft" else "bidirectional"
     focus = FocusConfig(num_inner_steps=steps, context_attention=attention)

@@ -23,17 +23,18 @@ LENGTHS = (32_768, 131_072, 524_288, 1_048_576)
 GPUS = (8, 64, 1024)
 RESPONSE = 1024
 
+QWEN_7B = Qwen2Config(
+    hidden_size=3584,
+    intermediate_size=18_944,
+    num_hidden_layers=28,
+    num_attention_heads=28,
+    num_key_value_heads=4,
+    vocab_size=152_064,
+    tie_word_embeddings=False,
+    use_sliding_window=False,
+)
 MODELS: dict[str, Any] = {
-    "7B (shape of Qwen2.5-7B)": Qwen2Config(
-        hidden_size=3584,
-        intermediate_size=18_944,
-        num_hidden_layers=28,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        vocab_size=152_064,
-        tie_word_embeddings=False,
-        use_sliding_window=False,
-    ),
+    "7B (shape of Qwen2.5-7B)": QWEN_7B,
     "70B (shape of Llama 3.1 70B)": LlamaConfig(
         hidden_size=8192,
         intermediate_size=28_672,

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.efficiency import efficiency
 from benchmarks.workers import Worker, alternate, median_ratio, medians
-from focusft.training.models import load_model
+from focusft.training.models import meta_model
 from focusft.training.provenance import versions, write_json
 
 # Name of a trainer -> options of benchmarks.worker.
@@ -122,7 +122,7 @@ def _measure(
 
 def example(model: str, length: int, response: int) -> dict[str, list[int]]:
     """Random tokens, the last of them labelled."""
-    vocabulary = load_model(model).config.vocab_size
+    vocabulary = meta_model(model).config.vocab_size
     generator = torch.Generator().manual_seed(0)
     input_ids = torch.randint(vocabulary, (length,), generator=generator).tolist()
     context = length - response

@@ -39,8 +39,6 @@ def main() -> None:
     model = _model(options)
     rows = json.loads(options.rows.read_text())
     trainer = make_trainer(options, model, rows)
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
     trainer.add_callback(StepOnDemand())
     _answer({"interpreter_gb": interpreter_gb})
     trainer.train()
@@ -104,7 +102,14 @@ def _model(options: argparse.Namespace) -> Any:
 def make_trainer(
     options: argparse.Namespace, model: Any, rows: list[dict[str, list[int]]]
 ) -> Trainer:
-    """The trainer that the options name, on these rows."""
+    """The trainer that the options name, on these rows; it prints nothing."""
+    trainer = _trainer(options, model, rows)
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    return trainer
+
+
+def _trainer(options: argparse.Namespace, model: Any, rows: list[dict[str, list[int]]]) -> Trainer:
     config = FocusConfig(
         num_inner_steps=0 if options.variant == "k0" else options.num_inner_steps, inner_lr=0.1
     )

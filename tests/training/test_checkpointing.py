@@ -167,3 +167,16 @@ def test_the_options(tmp_path, options, expected):
     model = tiny_model("llama")
     FocuSFTTrainer(model=model, args=args)
     assert model.is_activation_checkpointing == (expected == "selective")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "none"),
+        ({"selective_checkpointing": True}, "selective"),
+        ({"activation_checkpointing": True}, "all_but_attention"),
+    ],
+)
+def test_a_gpu_is_not_made_to_wait_unasked(tmp_path, options, expected):
+    args = FocuSFTConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, **options)
+    assert args.checkpointing_on("cuda") == expected

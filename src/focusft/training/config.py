@@ -120,10 +120,8 @@ class FocuSFTConfig(TrainingArguments, FocusConfig):
         if self.activation_checkpointing:
             # What is kept would stay on the device, and offloading is for want of its memory.
             details: Any = self.activation_checkpointing_kwargs or {}
-            is_kept = self.selective_checkpointing is not False and not details.get(
-                "offload", False
-            )
-            return "all_but_attention" if is_kept else "full"
+            is_full = self.selective_checkpointing is False or details.get("offload", False)
+            return "full" if is_full else "all_but_attention"
         is_selective = self.selective_checkpointing
         if is_selective is None:
             is_selective = device == "cpu"
