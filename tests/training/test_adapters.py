@@ -1,5 +1,6 @@
 """Outer PEFT-LoRA through `focusft train`: plain adapters, merged models, quantised bases."""
 
+import io
 import json
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from rich.console import Console
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 import focusft
 from focusft.errors import ConfigError
@@ -66,6 +67,23 @@ def test_adapters_load_in_peft_and_merged_models_in_transformers(base):
     torch.testing.assert_close(merged, adapted, rtol=1e-5, atol=1e-5)
     saved = (base / "run" / "adapter_config.json").read_text()
     assert json.loads(saved)["base_model_name_or_path"] == str(base / "base")
+
+
+@pytest.mark.parametrize(
+    ("options", "saved"),
+    [([], "run"), (["--use_peft", "--merge_adapters"], "run/merged")],
+    ids=["full", "merged"],
+)
+def test_a_trained_base_model_stops_where_its_chat_template_does(base, options, saved):
+    tokenizer = tiny_tokenizer()
+    end_of_text, end_of_turn = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(base / "base")
+    GenerationConfig(eos_token_id=end_of_text).save_pretrained(base / "base")
+    console = Console(record=True, file=io.StringIO(), width=200)
+    train(config(base, *options), console)
+    assert GenerationConfig.from_pretrained(base / saved).eos_token_id == [end_of_text, end_of_turn]
+    assert "will end at <|im_end|> too" in console.export_text()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from transformers.utils import is_peft_available
 from focusft.errors import ConfigError
 from focusft.training.config import TrainConfig
 from focusft.training.models import load_model, load_tokenizer
+from focusft.training.stop_tokens import add_stop_ids
 
 MERGED = "merged"
 
@@ -29,7 +30,7 @@ def add_adapters(model: PreTrainedModel, config: TrainConfig) -> nn.Module:
         ConfigError: The package peft is missing, or `lora_target_modules` names no linear map.
     """
     if not is_peft_available():
-        raise ConfigError("use_peft: needs the package peft; pip install 'focusft[peft]'")
+        raise ConfigError("use_peft: needs the package peft; pip install 'peft>=0.18'")
     from peft import LoraConfig, get_peft_model
 
     names = [name.strip() for name in config.lora_target_modules.split(",")]
@@ -66,6 +67,8 @@ def save_merged(config: TrainConfig, folder: Path) -> Path:
 
     base = load_model(config.model_name_or_path, dtype=config.dtype)
     merged = PeftModel.from_pretrained(base, folder).merge_and_unload()
+    tokenizer = load_tokenizer(config.model_name_or_path)
+    add_stop_ids(merged, tokenizer)
     merged.save_pretrained(folder / MERGED)
-    load_tokenizer(config.model_name_or_path).save_pretrained(folder / MERGED)
+    tokenizer.save_pretrained(folder / MERGED)
     return folder / MERGED

@@ -14,6 +14,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from focusft.errors import UserError, in_short
+from focusft.training.stop_tokens import stop_ids
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +122,8 @@ def _write_converted(path: Path, reader: GGUFReader, target: Path) -> None:
     model.load_state_dict(loaded.state_dict(), assign=True)
     model.tie_weights()
     generation = loaded.generation_config
-    generation.eos_token_id = _stop_ids(tokenizer)
+    ids = stop_ids(tokenizer)
+    generation.eos_token_id = ids[0] if len(ids) == 1 else ids or None
     generation.pad_token_id = tokenizer.pad_token_id
     model.generation_config = generation
     model.save_pretrained(target)
@@ -141,22 +143,3 @@ def _mend_pre_tokenizer(tokenizer: PreTrainedTokenizerBase, reader: GGUFReader) 
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
             ]
         )
-
-
-def _stop_ids(tokenizer: PreTrainedTokenizerBase) -> int | list[int] | None:
-    """Ids that end a reply: eos, and the special token that the chat template puts after one."""
-    ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    if tokenizer.chat_template is not None:
-        reply = "Yes"
-        text = str(
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": reply}],
-                tokenize=False,
-            )
-        )
-        after = tokenizer(text[text.rindex(reply) + len(reply) :], add_special_tokens=False)
-        first = after["input_ids"][:1]
-        # Among the added tokens: all_special_ids has only those with a role such as bos or pad.
-        if first and first[0] in tokenizer.added_tokens_decoder and first[0] not in ids:
-            ids += first
-    return ids[0] if len(ids) == 1 else ids or None

@@ -21,6 +21,7 @@ from focusft.training.live_probe import PROBE_EXAMPLES
 from focusft.training.models import load_model, load_tokenizer
 from focusft.training.provenance import versions, write_json
 from focusft.training.signals import StopOnSignal
+from focusft.training.stop_tokens import add_stop_ids
 from focusft.training.trainer import FocuSFTTrainer
 
 
@@ -61,6 +62,12 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         dtype=config.dtype,
         attn_implementation=config.attn_implementation,
     )
+    if added := add_stop_ids(model, tokenizer):
+        tokens = ", ".join(tokenizer.convert_ids_to_tokens(added))
+        console.print(
+            f"the trained model's answers will end at {tokens} too, as in the chat template",
+            markup=False,
+        )
     stop = StopOnSignal()
     trainer = FocuSFTTrainer(
         model=add_adapters(model, config) if config.use_peft else model,
