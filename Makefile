@@ -18,7 +18,7 @@ demo: $(VENV)/.core $(VENV)/.model ## train and evaluate SmolLM2-135M on generat
 	$(BIN)/focusft demo
 
 test: $(VENV)/.dev $(VENV)/.model ## run the fast tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow"
 
 test-all: $(VENV)/.dev $(VENV)/.model ## run every test
 	$(BIN)/python -m pytest

@@ -1,4 +1,4 @@
-"""Settings for every test: offline, one seed, deterministic kernels, two threads."""
+"""Settings for every test: offline, one seed, deterministic kernels, few threads."""
 
 import os
 import shutil
@@ -10,10 +10,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tokenised data of an earlier run, or of the user's, would be taken for that of this one.
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="focusft-tests-")
 
+# Processes of pytest-xdist share the cores; what they start does too.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
 # A few CUDA kernels have no deterministic form: the GPU tests use none of them knowingly.
 torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
 
