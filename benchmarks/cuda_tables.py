@@ -30,8 +30,8 @@ def cuda_page(results: dict[str, dict[str, Any]], steps: dict[str, str]) -> str:
         "are of different hours: compare within a table. Several GPUs were not measured.",
         "",
         "Plain SFT and K = 0 were checkpointed selectively, as by default on a CPU. A GPU waits "
-        "for that where the model is small: see FocuSFT on SmolLM2 with and without. So on a GPU "
-        "it is not the default.",
+        "for that where the model is small, so on a GPU it is not the default: compare them with "
+        "FocuSFT selectively checkpointed, not with FocuSFT that keeps everything.",
         "",
     ]
     for name, result in results.items():

@@ -36,7 +36,7 @@ TRAINERS = {
 GROUPS = (
     ("ours", "k0", "sft"),
     ("ours", "sft", "trl_sft"),
-    ("ours_kept", "published"),
+    ("ours", "ours_kept", "published"),
     ("ours", "ours_checkpointed", "published_checkpointed"),
 )
 RATIOS = {
@@ -44,6 +44,7 @@ RATIOS = {
     "published_over_ours_checkpointed": ("published_checkpointed", "ours_checkpointed"),
     "published_over_ours_default": ("published_checkpointed", "ours"),
     "ours_over_k0": ("ours", "k0"),
+    "ours_over_kept": ("ours", "ours_kept"),
     "ours_over_sft": ("ours", "sft"),
     "ours_over_trl_sft": ("ours", "trl_sft"),
     "sft_over_trl_sft": ("sft", "trl_sft"),

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Several nodes with Slurm: one torchrun on each node.
-#   sbatch --nodes 4 configs/launch/slurm.sh configs/qwen2.5-7b-fsdp2.yaml
+#   sbatch --nodes 4 configs/launch/slurm.sh configs/qwen2.5-7b-fsdp2.yaml --gradient_accumulation_steps 1
 # Without Slurm, run the torchrun line on each node, with the first node's address.
 # With N nodes divide gradient_accumulation_steps by N, so that the batch stays 32.
 # Not measured by us: needs GPUs.

@@ -95,7 +95,7 @@ def test_a_whole_grid(tmp_path):
     assert sink.here.startswith("1000.00 times") and sink.verdict == "goal reached"
     engagement = found["context engagement", "focusft"]
     assert engagement.here.startswith("1.19 times (bidirectional over causal)")
-    assert engagement.verdict == "better than SFT, below the goal"
+    assert engagement.verdict == "a difference, below the goal"
 
 
 def test_what_the_inner_loop_adds_is_paired_with_the_same_masks(tmp_path):

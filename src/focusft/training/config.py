@@ -47,7 +47,7 @@ class FocuSFTConfig(TrainingArguments, FocusConfig):
         metadata={
             "help": "Run norms and activation functions again in the backward pass instead of "
             "keeping their outputs: about half the activation memory with the same result. On a "
-            "CPU that costs no time and is the default; a GPU waits for it where the model is "
+            "CPU it costs little time and is the default; a GPU waits for it where the model is "
             "small. With activation_checkpointing=true all but attention runs again, and with "
             "this one false all of it: less memory each time, and more time. inner_order=2 keeps "
             "everything."
