@@ -1,6 +1,7 @@
 """Differences against a naive bootstrap, and what the page concludes from them."""
 
 import random
+import shutil
 from statistics import fmean, quantiles
 
 import pytest
@@ -10,6 +11,7 @@ from focusft.analysis.report.comparison import compare_suites
 from focusft.analysis.report.numbers import TIMES
 from focusft.analysis.report.reading import read_runs
 from focusft.analysis.report.verdict import judge
+from focusft.errors import ConfigError
 from focusft.statistics.paired import Question, difference
 from tests.analysis import report_runs
 
@@ -189,3 +191,40 @@ def test_claims_without_data_name_the_command(tmp_path):
     for claim in check_claims(runs, []):
         assert claim.measured == []
         assert claim.command.startswith(("focusft eval", "focusft probe"))
+
+
+def test_two_evaluations_of_the_same_questions_are_an_error(tmp_path):
+    focusft, sft = report_runs.comparison(tmp_path, samples=4)
+    shutil.copytree(focusft / "babilong", focusft / "babilong_again")
+    with pytest.raises(ConfigError, match=r"babilong and .*babilong_again: answer the same"):
+        compare_suites(read_runs([focusft, sft]))
+
+
+def test_another_spelling_of_the_model_that_training_began_with_is_untrained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = report_runs.training(tmp_path / "f", model_name_or_path="start")
+    (tmp_path / "start").mkdir()
+    report_runs.suite(run / "before", "babilong", "./start", 0.5, samples=2)
+    (found,) = read_runs([run]).of("babilong")
+    assert found.method == "untrained"
+
+
+def test_two_models_of_one_probe_have_two_labels(tmp_path):
+    folder = report_runs.probe(tmp_path / "p", "org/A")
+    results = report_runs.read(folder)
+    results["compare"] = {**results, "model": "org/B"}
+    report_runs.write(folder, results)
+    labels = [result.label for result in read_runs([folder]).of("probe")]
+    assert len(labels) == len(set(labels)) == 2
+
+
+def test_runs_without_a_benchmark_are_said_to_be_so(tmp_path):
+    runs = []
+    for method in ("focusft", "sft"):
+        folder = report_runs.training(tmp_path / method, method)
+        results = report_runs.read(folder)
+        results["metrics"] = {}
+        results["log"] = [line for line in results["log"] if "eval_loss" not in line]
+        runs.append(report_runs.write(folder, results))
+    found = read_runs(runs)
+    assert judge(found, compare_suites(found)).headline.endswith("no benchmark was run.")

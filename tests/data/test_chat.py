@@ -62,6 +62,8 @@ def test_plain_pair():
     assert set(example["turn_ids"]) == {1, -2}
     ended = tokenise_prompt_completion(tokenizer, "The quick brown", " fox jumps<|im_end|>")
     assert ended == example
+    with pytest.raises(DataError, match="the prompt ends within a token"):
+        tokenise_prompt_completion(tokenizer, "The quick ", "brown fox")
 
 
 def test_plain_pair_with_special_tokens_around():

@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 
+from focusft.data import long_context
 from focusft.data.contexts import ANSWER_STYLES
 from focusft.data.long_context import TASKS, made_up_words, make_long_context
 from focusft.errors import ConfigError
@@ -112,3 +113,10 @@ def test_wrong_arguments(wrong, named):
     with pytest.raises(ConfigError, match=named) as caught:
         make(**({"task": "cwe"} | wrong))
     assert "\n" not in str(caught.value)
+
+
+def test_words_get_longer_when_those_of_three_syllables_are_taken(monkeypatch):
+    monkeypatch.setattr(long_context, "_CONSONANTS", "b")
+    words = list(islice(made_up_words("held_out", Random(0)), 40))
+    assert len(set(words)) == 40
+    assert {len(word) for word in words} > {6, 8}

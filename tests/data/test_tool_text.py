@@ -72,3 +72,9 @@ def test_training_learns_the_calls():
     assert trained == CALLS + "20 and 5.<|im_end|>\nWelcome.<|im_end|>\n"
     pair = tokenise_prompt_completion(tokenizer, TOOLS[:4], TOOLS[4:5], tools=[WEATHER])
     assert tokenizer.decode([x for x in pair["labels"] if x != -100]) == "20 and 5.<|im_end|>\n"
+
+
+def test_thoughts_beside_a_call_are_counted_as_not_shown():
+    messages = [TOOLS[0], {**TOOLS[1], "reasoning_content": "Two cities."}, *TOOLS[2:]]
+    encoded = encode_conversation(make_tokenizer("smollm2"), messages, tools=[WEATHER])
+    assert encoded.tools_as_text and encoded.rewritten == 1

@@ -341,6 +341,8 @@ def test_interval_covers_the_truth_as_often_as_it_says():
 
 
 def test_interval_is_never_certain():
+    half = pass_at_k_estimate([(2, 1)] * 20, 1)
+    assert half.low < half.score == 0.5 < half.high
     always = pass_at_k_estimate([(4, 4)] * 20, 1)
     never = pass_at_k_estimate([(4, 0)] * 20, 2)
     assert (always.score, always.high) == (1.0, 1.0) and 0.8 < always.low < 0.9

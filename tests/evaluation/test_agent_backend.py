@@ -74,7 +74,8 @@ def test_prompts_are_those_of_training(name):
 def test_whatever_a_model_writes_can_be_shown_to_it_again(name):
     """500 fuzzed outputs, each in a conversation that goes on and is tokenised at every turn."""
     tokenizer = make_tokenizer(name)
-    outputs = list(fuzzed_outputs(1000, seed=3))
+    # No generator gives halves of surrogate pairs.
+    outputs = [text.encode(errors="replace").decode() for text in fuzzed_outputs(1000, seed=3)]
 
     class Fuzzing(Replaying):
         def complete(self, prompts):

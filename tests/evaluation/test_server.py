@@ -486,3 +486,9 @@ def test_transformers_serve_writes_what_the_local_model_writes(served_smollm2, s
         complete(by_message, prompts[1])
     with pytest.raises(UserError, match="pinned"):
         complete(ServerGenerator(url, "another/model", smollm2), prompts[0])
+
+
+def test_half_a_surrogate_pair_is_no_traceback(stand_in):
+    stand_in.handlers["completions"] = lambda body: completion("yes \ud83d", len(body["prompt"]))
+    (answer,) = complete(generator(stand_in), ask("a"))
+    assert answer.text == "yes ?"

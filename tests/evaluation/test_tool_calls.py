@@ -307,6 +307,7 @@ def test_fuzzed_outputs_never_raise():
         '{"a":',
         "</s>\n",
         " ",
+        "\n" * 3000 + "x",
         "```json\n",
         '"',
         "<tool_call>" + payload("1"),

@@ -9,7 +9,8 @@ import yaml
 
 from benchmarks.tiny_model import make_tiny
 from focusft.cli import main
-from focusft.study.cells import train_config, train_options
+from focusft.errors import ConfigError
+from focusft.study.cells import final_cells, train_config, train_options
 from focusft.study.config import load_study
 from focusft.training.models import load_model, load_tokenizer
 from tests.study.conftest import SUITE
@@ -134,3 +135,20 @@ def test_a_tiny_model_is_a_plain_folder(tmp_path):
     assert "assistant" in tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
     )
+
+
+def test_adapters_are_evaluated_merged_or_not_at_all(write_study):
+    path = write_study(arms={"lora": {"use_peft": True}})
+    with pytest.raises(ConfigError, match=r"arms\.lora: use_peft: .* merge_adapters"):
+        list(final_cells(load_study(path), ("lora",), {}))
+    path = write_study(arms={"lora": {"use_peft": True, "merge_adapters": True}})
+    cell, *_ = final_cells(load_study(path), ("lora",), {})
+    _, evaluation, *_ = cell.stages
+    assert evaluation.words[1].endswith("lora-0/train/merged")
+
+
+def test_an_override_wins_over_the_published_name(write_study):
+    path = write_study(arms={"a": {"activation_checkpointing": True}})
+    study = load_study(path)
+    study.train["gradient_checkpointing"] = False
+    assert train_options(study, study.arm("a"), 0, {})["activation_checkpointing"]

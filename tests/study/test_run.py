@@ -295,3 +295,18 @@ def test_killed_processes_end_with_the_same_results(write_study):
         pass
     assert "all cells are done" in said
     assert all_results() == expected
+
+
+def test_failed_cells_are_an_error_also_when_the_time_is_up(write_study):
+    path = write_study(probe=None)
+    codes = iter([1])
+
+    def launch(words, log, end, lock):
+        log.write_text("focusft: error: out of memory\n")
+        code = next(codes, None)
+        if code is None:
+            raise OutOfTimeError
+        return code
+
+    with pytest.raises(UserError, match="out of memory"):
+        go(path, launch, max_hours=2)

@@ -129,3 +129,10 @@ def test_base_weights_may_be_quantised():
     assert engine.trace.mean_losses[-1] < engine.trace.mean_losses[0]
     trained = {name for name, p in model.named_parameters() if p.grad is not None}
     assert trained == {name for name, _ in model.named_parameters() if "lora_" in name}
+
+
+def test_weights_in_float16_are_refused(base):
+    model = AutoModelForCausalLM.from_pretrained(base / "base", dtype=torch.float16)
+    model.save_pretrained(base / "base")
+    with pytest.raises(ConfigError, match=r"dtype: the weights of .* are float16"):
+        train(config(base), Console(quiet=True))

@@ -101,3 +101,21 @@ def test_bf16_needs_no_accelerator(tmp_path):
     )
     assert config.bf16
     assert config.use_cpu == (not torch.accelerator.is_available())
+
+
+def test_text_of_the_command_line_stays_as_it_is(tmp_path):
+    folder = f"{tmp_path}/run #2"
+    config = load_train_config(
+        None, ["--train_data", "2024-05-01", "--output_dir", folder, "--run_name", "010"]
+    )
+    assert (config.output_dir, config.train_data, config.run_name) == (folder, "2024-05-01", "010")
+
+
+def test_the_command_line_wins_over_the_file_by_either_name(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(f"train_data: x.jsonl\noutput_dir: {tmp_path}\ngradient_checkpointing: false\n")
+    config = load_train_config(file, ["--activation_checkpointing", "true"])
+    assert config.activation_checkpointing
+    names = ["--activation_checkpointing", "--gradient_checkpointing"]
+    with pytest.raises(ConfigError, match="command line: gradient_checkpointing and activation_"):
+        load_train_config(file, names)

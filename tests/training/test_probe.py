@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -145,3 +146,25 @@ def test_examples_without_context_have_no_engagement_ratio(model, tmp_path):
 def test_settings_are_checked():
     with pytest.raises(ConfigError, match="context_queries"):
         ProbeSettings("d", context_queries=-1)
+
+
+def test_a_model_is_measured_with_the_blocks_of_its_training(model, tmp_path):
+    messages = [
+        {"role": "system", "content": "Answer from the text."},
+        {"role": "user", "content": "The key is in the box. Where is it?"},
+        {"role": "assistant", "content": "In the box."},
+    ]
+    data = tmp_path / "two_turns.jsonl"
+    data.write_text(json.dumps({"messages": messages}) + "\n")
+    merged = probe(model, data, tmp_path / "merged")
+    (Path(model) / "focusft_config.yaml").write_text("context_blocks: per_turn\n")
+    apart = probe(model, data, tmp_path / "apart")
+    assert (merged["context_blocks"], apart["context_blocks"]) == ("merged", "per_turn")
+    (together,), (alone,) = merged["examples"], apart["examples"]
+    assert together["causal"] == alone["causal"]
+    assert together["bidirectional"] != alone["bidirectional"]
+
+
+def test_fast_weights_that_cannot_be_are_refused_before_anything_is_measured():
+    with pytest.raises(ConfigError, match="inner_lr"):
+        ProbeSettings("d", with_fast_weights=True, inner_lr=0)

@@ -260,6 +260,9 @@ CHANGES = {
     "seed": {"seed": 5},
     "packing": {"packing": False},
     "train sampling strategy": {"train_sampling_strategy": "sequential"},
+    "method": {"method": "sft"},
+    "inner rank": {"inner_rank": 8},
+    "data sha256": {},
 }
 
 
@@ -270,6 +273,8 @@ def test_a_changed_place_in_the_data_is_refused(tmp_path, name):
     rows = options.pop("rows", 12)
     changed = trainer(tmp_path, max_steps=4, **options)
     changed.train_dataset = changed.train_dataset.select(range(rows))
+    if name == "data sha256":
+        changed.train_dataset = changed.train_dataset.map(lambda row: {"labels": row["input_ids"]})
     with pytest.raises(ConfigError, match=f"was trained with {name}") as caught:
         changed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert "\n" not in str(caught.value)
@@ -357,3 +362,14 @@ def test_kills_and_damage_end_in_the_same_model():
     result = subprocess.run(arguments, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
     assert json.loads(result.stdout.splitlines()[-1])["cases"] == 5
+
+
+def test_a_limit_of_one_keeps_what_a_signal_has_saved(tmp_path):
+    stop = StopOnSignal()
+    options = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}
+    limited = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1, **options}
+    with pytest.raises(RunInterrupted) as caught, stop.catch(tmp_path):
+        run(tmp_path, [SendSignal(signal.SIGTERM, 10), stop], **limited)
+    checkpoint, _ = last_good_checkpoint(tmp_path)
+    assert checkpoints.step_of(checkpoint) == 3
+    assert str(checkpoint) in str(caught.value)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -353,13 +354,14 @@ def test_a_plain_list_of_rows_trains_padded_too(tmp_path):
     assert len(losses(run)) == 1
 
 
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("options", [{}, {"method": "sft"}], ids=["focusft", "sft"])
-def test_predict_is_that_of_the_stock_model(tmp_path, options):
-    run = trainer(tmp_path, packing=False, max_steps=1, **options)
+def test_predict_is_that_of_the_stock_model(tmp_path, options, packing):
+    run = trainer(tmp_path, packing=packing, max_steps=1, **options)
     run.train()
     watched = run.inner_steps_watched
     with torch.no_grad():
-        batch = run.data_collator(list(dataset(2)))
+        batch = replace(run.data_collator, packing=False)(list(dataset(2)))
         expected = run.model.eval()(
             **{name: value for name, value in batch.items() if name != "turn_ids"}
         ).loss

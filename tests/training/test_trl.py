@@ -6,6 +6,7 @@ from datasets import Dataset
 
 import focusft
 from focusft.errors import ConfigError
+from focusft.method.inner_loop import NonFiniteLossError
 from focusft.training.config import FocuSFTConfig
 from focusft.training.trainer import FocuSFTTrainer
 from tests.method.helpers import conversation
@@ -111,3 +112,11 @@ def _turn_ids(labels):
         before = is_response
         numbers.append(-number if is_response else number)
     return numbers
+
+
+def test_a_gradient_that_is_not_finite_stops(tmp_path):
+    run = trl_trainer(tmp_path)
+    assert run.engine.stops_on_non_finite
+    run.model.lm_head.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(NonFiniteLossError, match="step 1: the gradient norm is"):
+        run.train()

@@ -175,6 +175,7 @@ def _generator(options: argparse.Namespace, tokenizer: Any, *, chat: bool) -> Ge
     from focusft.evaluation.generation import LocalGenerator
     from focusft.evaluation.sampling import Sampling
     from focusft.training.models import load_model
+    from focusft.training.resolved_config import trained_context_blocks
 
     sampling = Sampling(options.temperature, options.top_p, options.seed)
     if options.server is not None:
@@ -195,6 +196,7 @@ def _generator(options: argparse.Namespace, tokenizer: Any, *, chat: bool) -> Ge
         tokenizer,
         chat=chat,
         prefill=options.prefill,
+        context_blocks=trained_context_blocks(options.model),
         sampling=sampling,
         batch_size=options.batch_size,
         thinking_budget=options.thinking_budget,

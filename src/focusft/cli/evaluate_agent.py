@@ -60,8 +60,9 @@ def run_agent(
     from focusft.evaluation.agent_backend import GeneratorBackend
     from focusft.evaluation.agent_run import Mode, results_table, run_agent_suite
     from focusft.evaluation.answers import thinking_room
-    from focusft.evaluation.generation import LocalGenerator
+    from focusft.evaluation.generation.model_facts import most_positions
     from focusft.evaluation.questions import load_questions, select_questions
+    from focusft.training.model_folders import read_config, tokenizer_folder
     from focusft.training.provenance import versions
 
     if options.questions is None:
@@ -85,9 +86,10 @@ def run_agent(
     budget = Budget(turns=options.turns, tokens=options.max_new_tokens)
     generator = make_generator()
     context_tokens = options.max_context
-    if context_tokens is None and isinstance(generator, LocalGenerator):
-        config = generator.model.config.get_text_config(decoder=True)
-        context_tokens = config.to_dict().get("max_position_embeddings")
+    if context_tokens is None:
+        folder = tokenizer_folder(options.model)
+        if (folder / "config.json").is_file():
+            context_tokens = most_positions(read_config(folder, options.model))
     if context_tokens is not None:
         context_tokens -= thinking_room(tokenizer, options.thinking_budget)
     left_out = {*_NOT_OURS, *_CORPORA}

@@ -250,6 +250,11 @@ def _encode_plain(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: s
     input_ids = list(encoding["input_ids"])
     starts = token_starts(prompt + completion, encoding["offset_mapping"])
     first = int(np.searchsorted(starts, len(prompt)))
+    if first and encoding["offset_mapping"][first - 1][1] > len(prompt):
+        raise DataError(
+            "the prompt ends within a token, whose rest would not be learned; move the white space "
+            "at the end of the prompt to the start of the completion"
+        )
     if input_ids[-1] != tokenizer.eos_token_id:
         input_ids.append(tokenizer.eos_token_id)
     labels = [IGNORED] * first + input_ids[first:]

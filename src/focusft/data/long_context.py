@@ -127,15 +127,20 @@ def make_long_context(
 def made_up_words(split: Split, rng: random.Random) -> Iterator[str]:
     """Different words without end, such as "lumaku", of one split.
 
-    They end in u, as next to no English word of three such syllables does.
+    They end in u, as next to no English word of three such syllables does. Where nearly all of
+    that length are taken, they get longer.
     """
     taken: set[str] = set()
+    syllables, failures = 3, 0
     while True:
-        vowels = (rng.choice(_VOWELS), rng.choice(_VOWELS), "u")
+        vowels = (*(rng.choice(_VOWELS) for _ in range(syllables - 1)), "u")
         word = "".join(rng.choice(_CONSONANTS) + vowel for vowel in vowels)
         if word not in taken and split_of(word) == split:
             taken.add(word)
+            failures = 0
             yield word
+        elif (failures := failures + 1) == _MAX_DRAWS:
+            syllables, failures = syllables + 1, 0
 
 
 def _common_words(

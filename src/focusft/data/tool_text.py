@@ -100,7 +100,8 @@ def _as_text(messages: list[Message], tools: list[dict[str, Any]]) -> list[Messa
             calls = [_write_call(call["function"]) for call in message["tool_calls"]]
             parts = [message.get("content") or "", *calls]
             text = "\n".join(part for part in parts if part)
-            written.append({"role": "assistant", "content": text})
+            others = {key: value for key, value in message.items() if key != "tool_calls"}
+            written.append({**others, "content": text})
         else:
             written.append(message)
         previous = message["role"]

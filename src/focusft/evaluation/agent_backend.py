@@ -78,10 +78,10 @@ class GeneratorBackend:
         indices = list(prompts)
         for place, answer in self.generator.complete(list(prompts.values())):
             replies[indices[place]] = Reply(
-                text=_whole(answer.text),
+                text=answer.text,
                 tokens=answer.tokens,
                 truncated=answer.truncated,
-                thinking=_whole(answer.thinking),
+                thinking=answer.thinking,
             )
         return replies
 
@@ -101,8 +101,3 @@ class GeneratorBackend:
         except DataError:
             return "user"
         return "tool" if "probe_error" in text else "user"
-
-
-def _whole(text: str) -> str:
-    """Text without halves of surrogate pairs, which a server can send and no tokenizer takes."""
-    return text.encode(errors="replace").decode()

@@ -80,7 +80,6 @@ def run_agent_suite(
         "questions": {"n": len(questions), "sha256": fingerprint(questions)},
     }
     check_settings(out, settings)
-    note_settings(out, settings)
     keys = [(m, q.id, s) for m in modes for q in questions for s in range(samples)]
     records = _read_episodes(out / EPISODES_FILE, set(keys))
     kinds = {question.id: question.kind or question.domain or "all" for question in questions}
@@ -104,6 +103,10 @@ def run_agent_suite(
             )
             for answer in answers:
                 record = {"mode": mode, "kind": kinds[answer["question"]], **answer}
+                if not records:
+                    # Only now is it known that the model takes these conversations: until then, no
+                    # setting is fixed.
+                    note_settings(out, settings)
                 lines.write(json_line(record))
                 lines.flush()
                 records[_key(record)] = record

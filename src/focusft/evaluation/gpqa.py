@@ -70,9 +70,9 @@ def _read(source: str) -> Iterator[dict[str, Any]]:
     file = Path(source)
     if file.is_dir():
         raise DataError(f"{source}: is a folder; name the .csv or .parquet file in it")
-    if file.suffix == ".csv":
+    if file.suffix.lower() == ".csv":
         rows = _read_csv(file)
-    elif file.suffix == ".parquet":
+    elif file.suffix.lower() == ".parquet":
         rows = _read_parquet(file)
     elif is_hub_name(source):
         rows = _read_hub(source)

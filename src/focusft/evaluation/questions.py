@@ -25,10 +25,10 @@ def load_questions(source: str, *, seed: int = 0) -> list[Question]:
         DataError: The source cannot be read or is malformed: one line with file, row and mend.
     """
     file = Path(source)
-    if file.suffix != ".jsonl":
+    if file.suffix.lower() != ".jsonl":
         return load_gpqa(source, seed=seed)
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{source}: cannot be read ({reason}); check the path") from error

@@ -171,7 +171,7 @@ class ServerGenerator:
         choice, usage = self._read(answer)
         if self.api == "completions" or prompt.answer_prefix:
             self._check_count(number, usage.get("prompt_tokens"), len(ids), prompt)
-        written, thinking = _written(choice)
+        written, thinking = (_whole(text) for text in _written(choice))
         if not thinking:
             thinking, written = split_thinking(written, is_open=is_open)
         return Completion(
@@ -346,6 +346,11 @@ def _written(choice: Mapping[str, Any]) -> tuple[str, str]:
         )
         text += f"\n<tool_call>\n{made}\n</tool_call>"
     return text.lstrip("\n"), message.get("reasoning_content") or message.get("reasoning") or ""
+
+
+def _whole(text: str) -> str:
+    """Text without halves of surrogate pairs, which JSON can hold and no tokenizer takes."""
+    return text.encode(errors="replace").decode()
 
 
 def _as_openai(message: Message) -> Message:

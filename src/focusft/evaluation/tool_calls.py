@@ -24,7 +24,8 @@ from typing import Any
 
 _DECODER = json.JSONDecoder(strict=False)
 _THINKING = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
-_END_TOKENS = re.compile(r"(<\|(eot_id|eom_id|im_end|end_of_text|endoftext)\|>|</s>|\s)+\Z")
+_END_TOKEN = re.compile(r"(<\|(eot_id|eom_id|im_end|end_of_text|endoftext)\|>|</s>)\Z")
+_LONGEST_END_TOKEN = len("<|end_of_text|>")
 _START = re.compile(r"<tool_call>|<function=|\[TOOL_CALLS\]|<\|python_tag\|>")
 _FUNCTION = re.compile(r"<function=([^<>\n]*)>")
 _PARAMETER = re.compile(r"<parameter=([^<>\n]*)>")
@@ -100,7 +101,7 @@ def parse_tool_calls(text: str, tools: Sequence[dict[str, Any]]) -> Parsed:
         The rest of the text and the calls. Never raises for anything that the text holds.
     """
     schemas = {_schema(tool).get("name", ""): _schema(tool) for tool in tools}
-    text = _END_TOKENS.sub("", text)
+    text = _without_end(text)
     searched = _without_thinking(text)
     found = list(_find(searched, schemas)) or list(_find_bare(searched, schemas))
     calls: list[ToolCall | BrokenCall] = []
@@ -327,6 +328,14 @@ def _checked(name: Any, arguments: Any, schemas: dict[str, dict[str, Any]]) -> T
         if kind == "string" and key in arguments and not isinstance(arguments[key], str):
             raise _CallError(f"the argument {key!r} of {name!r} must be a string")
     return ToolCall(name, arguments)
+
+
+def _without_end(text: str) -> str:
+    """Text without the end tokens and the white space at its end, in linear time."""
+    text = text.rstrip()
+    while match := _END_TOKEN.search(text, len(text) - _LONGEST_END_TOKEN):
+        text = text[: match.start()].rstrip()
+    return text
 
 
 def _without_thinking(text: str) -> str:

@@ -18,9 +18,10 @@ def refuse_lossy_checkpointing(parts: Architecture, config: FocusConfig) -> None
     Raises:
         UnsupportedModelError: It is reentrant, or the hypergradient needs what it throws away.
     """
-    layer: Any = parts.adapted_layers[0]
-    if not layer.gradient_checkpointing:
+    layers: list[Any] = [layer for layer in parts.adapted_layers if layer.gradient_checkpointing]
+    if not layers:
         return
+    layer = layers[0]
     if layer._gradient_checkpointing_func.keywords.get("use_reentrant", True):
         raise UnsupportedModelError(
             "gradient checkpointing is reentrant, which loses the inner loop's gradients; "

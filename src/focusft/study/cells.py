@@ -17,11 +17,20 @@ from typing import Any
 from focusft.errors import ConfigError, DataError
 from focusft.evaluation.run_files import RESULTS_FILE
 from focusft.evaluation.settings import differences
-from focusft.study.config import BASE_SEED, Arm, Evaluation, Study, Tuning, command_words
-from focusft.training.config import TrainConfig, make_train_config
+from focusft.study.config import (
+    BASE_SEED,
+    PROBE,
+    TRAIN,
+    Arm,
+    Evaluation,
+    Study,
+    Tuning,
+    command_words,
+)
+from focusft.training.adapters import MERGED
+from focusft.training.config import TrainConfig, make_train_config, with_new_names
 from focusft.training.provenance import write_json
 
-TRAIN, PROBE = "train", "probe"
 # Options of `focusft eval` that name files.
 _EVALUATION_DATA = ("prose", "squad", "hotpotqa", "babilong_data", "questions")
 # Where and on what a cell runs, not what it computes.
@@ -175,7 +184,8 @@ def _cell(
         train = _train_stage(study, arm, seed, tuned, folder / TRAIN)
         stages.append(train)
         made_from = {key: train.settings[key] for key in ("given", "data", "model")}
-        model, identity = str(train.folder), {"trained": _digest(made_from)}
+        saved = train.folder / MERGED if train.settings["resolved"]["use_peft"] else train.folder
+        model, identity = str(saved), {"trained": _digest(made_from)}
     for evaluation in evaluations:
         words = ("eval", model, *command_words(evaluation.options))
         out = folder / f"eval-{evaluation.name}"
@@ -203,6 +213,11 @@ def _train_stage(study: Study, arm: Arm, seed: int, tuned: dict[str, Any], folde
     """The data order comes from the seed alone, so that it is the same for every arm."""
     options = train_options(study, arm, seed, tuned) | {"output_dir": str(folder)}
     config = train_config(study, arm, options)
+    if config.use_peft and not config.merge_adapters:
+        raise ConfigError(
+            f"{study.path}: arms.{arm.name}: use_peft: adapters alone cannot be evaluated; set "
+            "merge_adapters as well"
+        )
     settings = {
         "given": {name: value for name, value in options.items() if name != "output_dir"},
         "resolved": {k: v for k, v in config.resolved().items() if k not in _NOT_SETTINGS},
@@ -217,7 +232,9 @@ def _train_stage(study: Study, arm: Arm, seed: int, tuned: dict[str, Any], folde
 def train_options(study: Study, arm: Arm, seed: int, tuned: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `focusft train` for one model, without the folder."""
     own = {"model_name_or_path": study.model, "seed": seed, "data_seed": seed}
-    return study.train | (arm.overrides or {}) | dict(tuned) | own
+    place = f"{study.path}: arms.{arm.name}"
+    layers = (study.train, arm.overrides or {}, tuned, own)
+    return {k: v for layer in layers for k, v in with_new_names(layer, place).items()}
 
 
 def train_config(study: Study, arm: Arm, options: dict[str, Any]) -> TrainConfig:

@@ -29,6 +29,8 @@ _OWN_TRAIN_OPTIONS = (
 _OWN_COMMAND_OPTIONS = ("model", "out", "compare")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
+# Stages that every cell may have, beside one for each evaluation.
+TRAIN, PROBE = "train", "probe"
 # The training seed of a model that is evaluated as it is.
 BASE_SEED = 0
 
@@ -219,6 +221,8 @@ def _evaluations(value: Any, common: Sequence[Evaluation], where: str) -> tuple[
         name = options.pop("name", None)
         _check_name(name, f"{where}: entry {number}: name")
         place = f"{where}: {name}"
+        if name in (TRAIN, PROBE):
+            raise ConfigError(f"{place}: is the name of a stage of its own; use another")
         by_name = {known.name: known for known in (*common, *found)}
         if name in by_name:
             raise ConfigError(f"{place}: the name is there twice; use another")
@@ -273,7 +277,9 @@ def _tunings(
         if not isinstance(values, list) or not values:
             raise ConfigError(f"{where}: values: must be a list with at least one value")
         trained = [arm.name for arm in arms if arm.overrides is not None]
-        chosen = options.get("arms", trained)
+        chosen = options.get("arms") or trained
+        if not isinstance(chosen, list):
+            raise ConfigError(f"{where}: arms: must be a list of names")
         for name in chosen:
             if name not in trained:
                 raise ConfigError(f"{where}: arms: {name!r} is none of {', '.join(trained)}")

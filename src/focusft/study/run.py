@@ -62,6 +62,7 @@ def run_study(
             runner.run_all(cells)
         except OutOfTimeError:
             console.print(f"time is up after {max_hours:g} h; run the same command to go on")
+            runner.report_failures()
             return
     runner.report_failures()
     console.print(f"all cells are done: {study.results}", soft_wrap=True)

@@ -5,6 +5,7 @@ The fast weights of the inner loop sit on top of the adapters and are thrown awa
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from torch import nn
@@ -14,6 +15,7 @@ from transformers.utils import is_peft_available
 from focusft.errors import ConfigError
 from focusft.training.config import TrainConfig
 from focusft.training.models import load_model, load_tokenizer
+from focusft.training.resolved_config import RESOLVED_CONFIG
 from focusft.training.stop_tokens import add_stop_ids
 
 MERGED = "merged"
@@ -71,4 +73,5 @@ def save_merged(config: TrainConfig, folder: Path) -> Path:
     add_stop_ids(merged, tokenizer)
     merged.save_pretrained(folder / MERGED)
     tokenizer.save_pretrained(folder / MERGED)
+    shutil.copyfile(folder / RESOLVED_CONFIG, folder / MERGED / RESOLVED_CONFIG)
     return folder / MERGED

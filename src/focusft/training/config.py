@@ -234,9 +234,9 @@ def load_train_config(path: Path | None, overrides: Sequence[str] = ()) -> Train
         ConfigError: An option is unknown, twice there, or of the wrong type, or the file is no
             YAML mapping.
     """
-    options = read_yaml(path) if path else {}
+    options = with_new_names(read_yaml(path) if path else {}, str(path))
     where = dict.fromkeys(options, str(path))
-    for name, value in _parse_overrides(overrides).items():
+    for name, value in with_new_names(_parse_overrides(overrides), "command line").items():
         options[name] = value
         where[name] = "command line"
     return make_train_config(options, where)
@@ -262,12 +262,30 @@ def make_train_config(options: Mapping[str, Any], where: Mapping[str, str]) -> T
             checked[name] = _coerce(value, known[name])
         except ValueError as error:
             raise ConfigError(f"{where[name]}: {name}: {error}") from None
-    # gradient_checkpointing is the published name of what transformers now calls activation_.
-    for suffix in ("", "_kwargs"):
-        if f"gradient_checkpointing{suffix}" in checked:
-            value = checked.pop(f"gradient_checkpointing{suffix}")
-            checked[f"activation_checkpointing{suffix}"] = value
     return TrainConfig(**checked)
+
+
+def with_new_names(options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Options of one source with `activation_checkpointing` for its published name.
+
+    To be done before sources are put together, or the old name of one would win over the new
+    name of another.
+
+    Args:
+        options: Values by name.
+        where: Their source, for errors.
+
+    Raises:
+        ConfigError: An option is there by both names.
+    """
+    renamed = dict(options)
+    for new in ("activation_checkpointing", "activation_checkpointing_kwargs"):
+        old = new.replace("activation", "gradient")
+        if old in options and new in options:
+            raise ConfigError(f"{where}: {old} and {new} are the same option; keep one")
+        if old in options:
+            renamed[new] = renamed.pop(old)
+    return renamed
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -307,6 +325,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def _parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    hints = typing.get_type_hints(TrainConfig, localns={"torch": torch})
     values: dict[str, Any] = {}
     remaining = list(arguments)
     while remaining:
@@ -320,6 +339,11 @@ def _parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         name = name.replace("-", "_")
         if name in values:
             raise ConfigError(f"command line: --{name} is there twice; keep one")
+        kinds = set(_flatten(hints.get(name))) - {types.NoneType}
+        if kinds == {str} and text != "null":
+            # As it is: YAML would take "run #2" for a comment and 010 for 8.
+            values[name] = text
+            continue
         try:
             values[name] = yaml.safe_load(text) if text else ""
         except yaml.YAMLError:

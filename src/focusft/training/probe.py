@@ -21,7 +21,7 @@ from focusft.analysis.recorder import DocumentDilution, QuerySample, Recorder
 from focusft.data.marked import MarkedExample, MarkedSet, read_marked
 from focusft.errors import ConfigError
 from focusft.method.architectures import read_architecture
-from focusft.method.config import ContextAttention, FocusConfig
+from focusft.method.config import ContextAttention, ContextBlocks, FocusConfig
 from focusft.method.engine import attach
 from focusft.method.turns import TurnLayout
 from focusft.training.models import Dtype, load_model, load_tokenizer
@@ -34,6 +34,7 @@ from focusft.training.probe_results import (
     probe_results,
 )
 from focusft.training.provenance import versions, write_json
+from focusft.training.resolved_config import trained_context_blocks
 
 _Measure = Callable[[dict[str, Tensor]], tuple[DocumentDilution, list[float]]]
 
@@ -67,18 +68,23 @@ class ProbeSettings:
             raise ConfigError(f"context_queries: {self.context_queries} must be 1 or more")
         if self.with_fast_weights and self.num_inner_steps < 1:
             raise ConfigError("num_inner_steps: fast weights need 1 or more")
+        if self.with_fast_weights:
+            self.focus_config("causal")  # checks the options of the inner loop
 
     @property
     def sample(self) -> QuerySample:
         """The queries of each example."""
         return QuerySample(response=None, context=self.context_queries)
 
-    def focus_config(self, context_attention: ContextAttention) -> FocusConfig:
-        """The inner loop: the published one but for the step size."""
+    def focus_config(
+        self, context_attention: ContextAttention, context_blocks: ContextBlocks = "merged"
+    ) -> FocusConfig:
+        """The inner loop: the published one but for the step size and the model's own blocks."""
         return FocusConfig(
             num_inner_steps=self.num_inner_steps,
             inner_lr=self.inner_lr,
             context_attention=context_attention,
+            context_blocks=context_blocks,
             attention_backend="segments",
         )
 
@@ -145,12 +151,21 @@ def _probe(
 ) -> dict[str, Any]:
     model = load_model(model_name, dtype=settings.dtype)
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
-    measured = _measure(model, marked.examples, settings, model_name, console)
-    return {"model": model_name, **probe_results(measured, marked, load_tokenizer(model_name))}
+    blocks = trained_context_blocks(model_name)
+    if settings.with_fast_weights:
+        # A model that they do not fit shows before anything is measured.
+        read_architecture(model, settings.focus_config("causal", blocks))
+    measured = _measure(model, blocks, marked.examples, settings, model_name, console)
+    return {
+        "model": model_name,
+        "context_blocks": blocks,
+        **probe_results(measured, marked, load_tokenizer(model_name)),
+    }
 
 
 def _measure(
     model: PreTrainedModel,
+    blocks: ContextBlocks,
     examples: Sequence[MarkedExample],
     settings: ProbeSettings,
     title: str,
@@ -158,10 +173,10 @@ def _measure(
 ) -> dict[str, Measured]:
     """Measure every example under every condition, by the condition's name."""
     conditions: dict[str, Callable[[], AbstractContextManager[_Measure]]]
-    conditions = {mask: partial(_plain, model, mask, settings) for mask in MASKS}
+    conditions = {mask: partial(_plain, model, mask, blocks, settings) for mask in MASKS}
     if settings.with_fast_weights:
         conditions |= {
-            mask + FAST_WEIGHTS: partial(_adapted, model, mask, settings) for mask in MASKS
+            mask + FAST_WEIGHTS: partial(_adapted, model, mask, blocks, settings) for mask in MASKS
         }
     progress = Progress(
         TextColumn("{task.description}"),
@@ -190,12 +205,12 @@ def _measure(
 
 @contextmanager
 def _plain(
-    model: PreTrainedModel, mask: ContextAttention, settings: ProbeSettings
+    model: PreTrainedModel, mask: ContextAttention, blocks: ContextBlocks, settings: ProbeSettings
 ) -> Iterator[_Measure]:
     with probing(model) as probed:
 
         def measure(batch: dict[str, Tensor]) -> tuple[DocumentDilution, list[float]]:
-            (document,) = measure_documents(probed, batch, mask, settings.sample)
+            (document,) = measure_documents(probed, batch, mask, settings.sample, blocks)
             return document, []
 
         yield measure
@@ -203,14 +218,14 @@ def _plain(
 
 @contextmanager
 def _adapted(
-    model: PreTrainedModel, mask: ContextAttention, settings: ProbeSettings
+    model: PreTrainedModel, mask: ContextAttention, blocks: ContextBlocks, settings: ProbeSettings
 ) -> Iterator[_Measure]:
-    config = settings.focus_config(mask)
+    config = settings.focus_config(mask, blocks)
     architecture = read_architecture(model, config)
     engine = attach(model, config)
 
     def measure(batch: dict[str, Tensor]) -> tuple[DocumentDilution, list[float]]:
-        recorder = Recorder(batch, TurnLayout.from_batch(batch), mask, settings.sample)
+        recorder = Recorder(batch, TurnLayout.from_batch(batch, blocks), mask, settings.sample)
         inputs = {name: batch[name] for name in ("input_ids", "labels", "turn_ids")}
         with torch.no_grad(), observing(architecture, recorder):
             model(**inputs)

@@ -39,6 +39,8 @@ from focusft.training.checkpoints import (
 logger = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
+# Under which name the place in the data has a hash of all of them.
+CONTENT = "data_sha256"
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class ResumableTrainer(Trainer):
         return checkpoints[-1]
 
     def _data_cursor(self) -> dict[str, Any]:
-        """What must be the same for the number of steps to tell the next example."""
+        """What must be the same for a checkpoint to be an earlier state of this run."""
         args = self.args
         dataset: Any = self.train_dataset
         cursor = {
@@ -167,12 +169,23 @@ class ResumableTrainer(Trainer):
         cursor = self._data_cursor()
         for name, then in self._progress["data"].items():
             now = cursor.get(name)
+            if name == CONTENT and now is None:
+                continue  # rows that are made on the way have no hash
             if then != now:
                 raise ConfigError(
                     f"{checkpoint}: was trained with {name.replace('_', ' ')} {then}, this run has "
-                    f"{now}, so the place in the data is lost; restore it, or start anew in "
-                    f"another output_dir with model_name_or_path={checkpoint}"
+                    f"{now}, so it is another run; restore it, or name another output_dir "
+                    f"(with model_name_or_path={checkpoint} to go on from these weights)"
                 )
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        # With a limit of 1 it would keep the best checkpoint alone, and what the run goes on from
+        # would be gone: `rotate` has kept the limit already.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # The loader that skips to the cursor does not hand the epoch on when batches are sharded

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from torch import Tensor
@@ -62,7 +63,13 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         dtype=config.dtype,
         attn_implementation=config.attn_implementation,
     )
-    if added := add_stop_ids(model, tokenizer):
+    if model.dtype is torch.float16:
+        raise ConfigError(
+            f"dtype: the weights of {config.model_name_or_path} are float16, in which AdamW's "
+            "steps go wrong; set dtype to float32 or bfloat16"
+        )
+    has_own_config = not config.use_peft or config.merge_adapters
+    if (added := add_stop_ids(model, tokenizer)) and has_own_config:
         tokens = ", ".join(tokenizer.convert_ids_to_tokens(added))
         console.print(
             f"the trained model's answers will end at {tokens} too, as in the chat template",

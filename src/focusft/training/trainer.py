@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ from focusft.method.inner_loop import InnerTrace, mean_losses
 from focusft.method.loss import PredictedRows
 from focusft.method.turns import TurnLayout
 from focusft.training.checkpointing import KeepAttention, checkpoint_selectively
-from focusft.training.config import FocuSFTConfig
+from focusft.training.config import FocuSFTConfig, TrainConfig
 from focusft.training.live_probe import PROBE_EXAMPLES, LiveProbe
 from focusft.training.parallelism import refuse_data_parallel, refuse_parallelism
-from focusft.training.resume import ResumableTrainer
+from focusft.training.resolved_config import RESOLVED_CONFIG
+from focusft.training.resume import CONTENT, ResumableTrainer
 from focusft.training.validation import response_loss, validation_losses
 from focusft.training.watchdogs import (
     WatchInnerLoss,
@@ -39,7 +41,8 @@ from focusft.training.watchdogs import (
 
 logger = logging.getLogger(__name__)
 
-RESOLVED_CONFIG = "focusft_config.yaml"
+# Options of the method with which a run may go on otherwise.
+_MAY_CHANGE = ("inner_lr", "inner_step", "inner_grad_clip", "attention_backend")
 
 
 @dataclass
@@ -109,6 +112,7 @@ class FocuSFTTrainer(ResumableTrainer):
         self.engine.stops_on_non_finite = self.args.world_size == 1
         self.add_callback(WatchInnerLoss(self.focus_config.inner_lr))
         self._window = _Window()
+        self._data_sha256: str | None = None
         self.inner_steps_watched = 0
         self.inner_steps_raised = 0
         self.live_probe: LiveProbe | None = None
@@ -160,7 +164,27 @@ class FocuSFTTrainer(ResumableTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _data_cursor(self) -> dict[str, Any]:
-        return super()._data_cursor() | {"packing": self.focusft_args.packing}
+        """Of the method all but what mends a divergence, and what does not change the result."""
+        args = self.focusft_args
+        focus = {k: v for k, v in asdict(self.focus_config).items() if k not in _MAY_CHANGE}
+        cursor = {"method": args.method, "packing": args.packing, **focus}
+        if isinstance(args, TrainConfig):
+            cursor |= {"model": args.model_name_or_path, "use_peft": args.use_peft}
+        if isinstance(self.train_dataset, Dataset):
+            if self._data_sha256 is None:
+                self._data_sha256 = _content_sha256(self.train_dataset)
+            cursor[CONTENT] = self._data_sha256
+        return super()._data_cursor() | cursor
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """Padded, as the stock model wants it: a prediction for each example."""
+        collator = self.data_collator
+        if isinstance(collator, ConversationCollator):
+            self.data_collator = replace(collator, packing=False)
+        try:
+            return super().get_test_dataloader(test_dataset)
+        finally:
+            self.data_collator = collator
 
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, Tensor]], device: torch.device
@@ -354,6 +378,18 @@ def _pad_token_id(model: Any, tokenizer: Any) -> int:
         if source is not None and source.pad_token_id is not None:
             return int(source.pad_token_id)
     return 0
+
+
+def _content_sha256(dataset: Dataset) -> str:
+    """Hash of tokens and labels; tens of MB take less than a second."""
+    digest = hashlib.sha256()
+    columns = [name for name in ("input_ids", "labels") if name in dataset.column_names]
+    for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=10_000):
+        for name in columns:
+            for rows in table[name].chunks:
+                digest.update(rows.value_lengths().to_numpy().tobytes())
+                digest.update(rows.flatten().to_numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _column(dataset: Any, name: str) -> Iterable[Any]:

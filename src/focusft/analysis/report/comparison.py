@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from focusft.analysis.report.reading import Kind, Result, Runs
+from focusft.errors import ConfigError
 from focusft.statistics.paired import Difference, Question, Scores, difference, only
 
 # In the order in which they decide the verdict: the paper's main benchmark first.
@@ -77,12 +78,25 @@ def _compare(results: list[Result], suite: Kind, title: str) -> SuiteComparison 
 
 
 def _by_run(results: list[Result], method: str, paired: bool) -> dict[str, Scores]:
-    """The scores of each run of a method, from all its evaluations, such as several lengths."""
+    """The scores of each run of a method, from all its evaluations, such as several lengths.
+
+    Raises:
+        ConfigError: Two evaluations of a run answer the same question: which one counts?
+    """
     runs: dict[str, dict[Question, float]] = {}
+    sources: dict[str, list[str]] = {}
     for result in results:
         if result.method == method:
             scores = _scores(result) if paired else _cell_scores(result)
-            runs.setdefault(result.run, {}).update(scores)
+            known = runs.setdefault(result.run, {})
+            earlier = sources.setdefault(result.run, [])
+            if not known.keys().isdisjoint(scores):
+                raise ConfigError(
+                    f"{', '.join(earlier)} and {result.label}: answer the same questions of "
+                    f"{result.kind}; name only the evaluations that are to be compared"
+                )
+            known.update(scores)
+            earlier.append(result.label)
     return dict(runs)
 
 

@@ -279,7 +279,8 @@ def _method(file: _File, trainings: Mapping[Path, dict[str, Any]]) -> Method:
     # What one run trained another may start from.
     if file.kind != "training" and model and Path(model).resolve() not in trainings:
         starts = [training["config"]["model_name_or_path"] for training in trainings.values()]
-        if model in starts:
+        # One folder has many spellings; a hub id stays what it is.
+        if Path(model).resolve() in map(Path.resolve, map(Path, starts)):
             return "untrained"
     return trained_how(owner["config"]) if owner else "unknown"
 
@@ -315,6 +316,8 @@ def _label(
     ]
     if len(alike) == 1:
         return name
+    if len({other.path for other in alike}) < len(alike):  # the two models of one probe
+        return f"{name}, {Path(model_of(file.content) or file.path.stem).name}"
     if len({other.path.parent for other in alike}) < len(alike):
         return file.path.stem
     parent = file.path.parent.resolve()

@@ -161,7 +161,12 @@ def _nothing_to_compare(runs: Runs) -> Verdict:
     elif missing:
         why = "no training run was given"
     else:
-        why = "the runs did not answer the same questions of any benchmark"
+        evaluated = runs.of("babilong", "ruler", "agent")
+        why = (
+            "the runs did not answer the same questions of any benchmark"
+            if evaluated
+            else "no benchmark was run"
+        )
     demos = runs.of("demo")
     if len(demos) == 1 and missing == ["SFT"]:
         return _judge_demo(runs, demos[0])

@@ -50,9 +50,9 @@ def pass_at_k_estimate(
 ) -> Estimate:
     """pass@k over questions, with an interval that says how other questions would change it.
 
-    The interval is the percentile bootstrap over questions. Where every question was always
-    solved, or none ever was, a bootstrap has nothing to vary and would claim certainty: there it
-    is Wilson's interval of that many questions.
+    The interval is the percentile bootstrap over questions. Where all questions have
+    the same value, a bootstrap has nothing to vary and would claim certainty: there it is Wilson's
+    interval of that many questions.
 
     Args:
         counts: For each question the answers sampled and the right ones among them.
@@ -71,7 +71,7 @@ def pass_at_k_estimate(
         raise ConfigError(f"pass@{k}: a question has {fewest} answers; set k from 1 to {fewest}")
     values = np.array([pass_at_k(n, c, k) for n, c in counts])
     count, mean = len(values), float(values.mean())
-    if mean in (0.0, 1.0):
+    if values.min() == values.max():
         return Estimate(mean, *wilson_interval(round(mean * count), count, confidence), count)
     draws = np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=resamples)
     means = draws @ values / count

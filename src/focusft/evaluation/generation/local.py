@@ -125,7 +125,7 @@ class LocalGenerator:
         self._sizes = BatchSizes(model, batch_size)
         self._stop_ids = stop_ids(model, tokenizer)
         self._dropped_ids = special_ids(tokenizer)
-        self._positions = most_positions(model)
+        self._positions = most_positions(model.config)
         self._draws = random.Random(f"{self.sampling.seed}")
         if model.dtype is torch.bfloat16 and model.device.type == "cpu":
             warn_if_bfloat16_is_slow("dtype", "use float32")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # Tokens that tokenizers may call special, but that say where a tool call begins.
 _KEPT_TAGS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>")
@@ -36,9 +36,9 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     )
 
 
-def most_positions(model: PreTrainedModel) -> int | None:
-    """Most tokens that the model has positions for; None if there is no end."""
-    config = model.config.get_text_config(decoder=True).to_dict()
+def most_positions(of_model: PretrainedConfig) -> int | None:
+    """Most tokens that a model has positions for; None if there is no end."""
+    config = of_model.get_text_config(decoder=True).to_dict()
     positions: int | None = config.get("max_position_embeddings")
     rope = config.get("rope_parameters") or {}
     if positions is None or rope.get("rope_type") not in ("yarn", "longrope", "dynamic"):

@@ -5,6 +5,7 @@ Written for trl 1.14 to 1.16.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from trl import SFTTrainer
 from focusft.errors import ConfigError
 from focusft.method.config import FocusConfig
 from focusft.method.engine import FocusEngine
-from focusft.method.inner_loop import InnerTrace, mean_losses
+from focusft.method.inner_loop import InnerTrace, NonFiniteLossError, mean_losses
 from focusft.training.parallelism import refuse_data_parallel, refuse_parallelism
 
 
@@ -44,6 +45,8 @@ class FocuSFTSFTTrainer(SFTTrainer):
         refuse_parallelism(self.accelerator)
         model: Any = self.model
         self.engine = FocusEngine(model, focus_config or FocusConfig())
+        # One process that stops alone would leave the others waiting.
+        self.engine.stops_on_non_finite = self.args.world_size == 1
         self._traces: list[InnerTrace] = []
 
     def compute_loss(
@@ -65,6 +68,17 @@ class FocuSFTSFTTrainer(SFTTrainer):
             # DDP averages gradients over ranks; the number counts the tokens of all of them.
             loss = loss * self.accelerator.num_processes
         return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        # All processes have the same norm, and stop together. With fp16 an overflow is part of the
+        # search for the loss scale.
+        if self.accelerator.scaler is None and not math.isfinite(float(norm)):
+            raise NonFiniteLossError(
+                f"step {self.state.global_step + 1}: the gradient norm is {float(norm)}; lower "
+                "learning_rate or inner_lr, or set inner_step=backtracking"
+            )
+        return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the inner losses since the last line."""

@@ -90,7 +90,7 @@ def _precision(config: TrainConfig, saved: torch.dtype | str | None) -> Precisio
     is_half = config.dtype == "bfloat16" or (config.dtype == "auto" and saved == torch.bfloat16)
     if is_half:
         return "bf16"
-    return "bf16_mixed" if config.bf16 else "fp32"
+    return "bf16_mixed" if config.bf16 or config.fp16 else "fp32"
 
 
 def measured_tflops(size: int = 2048, rounds: int = 8) -> float:
