@@ -27,6 +27,7 @@ def _tool_run(with_tool: float, without: float) -> dict[str, Any]:
         for mode, score in (("tools", with_tool), ("no_tools", without))
     }
     return {
+        "config": {"max_new_tokens": 512},
         "modes": modes,
         "tasks": {
             "gas_pressure": {m: _estimate(modes[m]["strict"]["pass@1"]["score"]) for m in modes}
@@ -37,11 +38,9 @@ def _tool_run(with_tool: float, without: float) -> dict[str, Any]:
 
 def test_tool_use_page() -> None:
     page = tool_use_page({"base": _tool_run(0.2, 0.25), "trained": _tool_run(0.8, 0.3)}, SOURCE)
-    assert (
-        "| trained | with the tool | 50 | 80.0 [70, 90] | 85.0 [75, 95] | 50% | 10% | 20% | 0% |"
-        in page
-    )
-    assert "| base | without | 50 | 25.0 [15, 35] |" in page
+    scores = "80.0 [70, 90] | 85.0 [75, 95] | 50% | 10% | 20% | 0%"
+    assert f"| trained | with the tool | 50 | 512 | {scores} |" in page
+    assert "| base | without | 50 | 512 | 25.0 [15, 35] |" in page
     assert "trained: the tool adds 50.0 [40, 60] points" in page
     assert (
         "| gas pressure | 20.0 [10, 30] | 25.0 [15, 35] | 80.0 [70, 90] | 30.0 [20, 40] |" in page
