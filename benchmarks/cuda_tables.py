@@ -33,6 +33,10 @@ def cuda_page(results: dict[str, dict[str, Any]], steps: dict[str, str]) -> str:
         "for that where the model is small, so on a GPU it is not the default: compare them with "
         "FocuSFT selectively checkpointed, not with FocuSFT that keeps everything.",
         "",
+        "All of it is of one shape, with torch's choice of kernels, cuDNN for attention. With "
+        "conversations of unequal lengths that choice costs several times the step, so FocuSFT "
+        "leaves cuDNN out since: [log](log.md#conversations-of-unequal-lengths-on-a-gpu).",
+        "",
     ]
     for name, result in results.items():
         lines += _section(name, result, steps)

@@ -6,8 +6,9 @@ mask to the attention of transformers: the oracle.
 
 "segments" and "flex" are registered with transformers under names of their own. What they need
 for one call travels to them in the keyword arguments of the layers, so it is there again when a
-checkpointed layer is recomputed. A call without it is an ordinary call and goes to sdpa, or, where
-plain matrix products beat it (`product_attention.py`), to these.
+checkpointed layer is recomputed. A call without it is an ordinary call and goes to sdpa (on a GPU
+without cuDNN, see `kernels.py`), or, where plain matrix products beat it (`product_attention.py`),
+to these.
 
 Shapes: B batch, H query heads, G key heads, S sequence, D features of a head.
 """
@@ -28,6 +29,7 @@ from transformers.masking_utils import sdpa_mask
 
 from focusft.errors import UnsupportedModelError
 from focusft.method.config import AttentionBackend, ContextAttention
+from focusft.method.kernels import without_cudnn_attention
 from focusft.method.masks import dense_mask, may_attend
 from focusft.method.product_attention import (
     Segment,
@@ -240,9 +242,10 @@ def _ordinary_forward(
         everything = Segment(0, query.shape[2], key.shape[2], is_causal=True)
         output_BHSD = product_attention(query, key, value, [everything], scaling)
         return output_BHSD.transpose(1, 2).contiguous(), None
-    return sdpa_attention_forward(
-        module, query, key, value, attention_mask, dropout, scaling, **kwargs
-    )
+    with without_cudnn_attention(query.device):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, **kwargs
+        )
 
 
 def _flex_forward(

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from focusft.method.config import ContextAttention
+from focusft.method.kernels import without_cudnn_attention
 from focusft.method.product_attention import (
     Segment,
     product_attention,
@@ -195,16 +196,17 @@ def _attend(
         # With a mask, the fused CUDA kernels want a key head for each query head.
         key_1GKD = key_1GKD.repeat_interleave(groups, dim=1)
         value_1GKD = value_1GKD.repeat_interleave(groups, dim=1)
-    return F.scaled_dot_product_attention(
-        query_1HQD,
-        key_1GKD,
-        value_1GKD,
-        attn_mask=mask,
-        dropout_p=dropout,
-        is_causal=is_causal,
-        scale=scaling,
-        enable_gqa=query_1HQD.shape[1] != key_1GKD.shape[1],
-    )
+    with without_cudnn_attention(query_1HQD.device):
+        return F.scaled_dot_product_attention(
+            query_1HQD,
+            key_1GKD,
+            value_1GKD,
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=is_causal,
+            scale=scaling,
+            enable_gqa=query_1HQD.shape[1] != key_1GKD.shape[1],
+        )
 
 
 def _join(pieces: Sequence[Tensor], dim: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 Selective: a layer keeps its input, the outputs of its matrix products and of its attention. Norms,
 activation functions, rotary positions and residual sums are run again in the backward pass. That
-halves the memory of a layer for a few percent of its work.
+halves the memory of a layer for a few percent of its FLOPs and 0 to 15% of the time (docs/log.md).
 
 All but attention: a layer keeps its input and the output of its attention, which is as small as
 the input, but whose cost grows with the square of the length. The rest is run again.

@@ -131,9 +131,10 @@ class LocalGenerator:
             warn_if_bfloat16_is_slow("dtype", "use float32")
         if prefill == "bidirectional":
             _make_bidirectional(model)
-        elif model.config._attn_implementation == "sdpa" and products_are_faster(
-            next(model.parameters())
+        elif model.config._attn_implementation == "sdpa" and (
+            model.device.type == "cuda" or products_are_faster(next(model.parameters()))
         ):
+            # Ordinary calls profit as well, see focusft/method/attention.py.
             install_backend(model, "segments")
 
     def describe(self) -> dict[str, Any]:
