@@ -158,6 +158,10 @@ def run(folder, callbacks=(), checkpoint=None, **options):
     return built, draws.drawn
 
 
+def mean_loss(trained):
+    return next(line["train_loss"] for line in trained.state.log_history if "train_loss" in line)
+
+
 @pytest.fixture(autouse=True)
 def _usual_handlers():
     """A shell's background jobs ignore SIGINT."""
@@ -187,6 +191,7 @@ def test_a_signal_anywhere_in_a_step_resumes_exactly(tmp_path, uninterrupted, su
     assert str(checkpoint) in str(caught.value) and "\n" not in str(caught.value)
     resumed, draws = run(tmp_path, checkpoint=str(checkpoint))
     assert losses(resumed) == losses(whole)
+    assert mean_loss(resumed) == pytest.approx(mean_loss(whole), rel=1e-9)
     assert draws == {step: expected_draws[step] for step in range(substep // 3, 6)}
     assert resumed.inner_steps_watched == whole.inner_steps_watched
     for name, weight in weights(whole).items():

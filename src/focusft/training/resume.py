@@ -1,9 +1,9 @@
 """A Trainer whose checkpoints are whole and whose resumed runs are those that never stopped.
 
 What transformers leaves open and this closes: a kill during a write leaves a torn checkpoint; a
-stop between two lines of the log changes the next line; with several processes, a run resumed
-within its second epoch draws the order of the first; changed data are read from a cursor that no
-longer fits them; a stop in the middle of a step cannot be saved.
+stop between two lines of the log changes the next line, and any stop the mean loss of the run; with
+several processes, a run resumed within its second epoch draws the order of the first; changed data
+are read from a cursor that no longer fits them; a stop in the middle of a step cannot be saved.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class ResumableTrainer(Trainer):
     _boundary: _Boundary | None = None
     _step_in_progress: int | None = None
     _saved_step: int | None = None
+    _loss_before = 0.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -82,6 +83,7 @@ class ResumableTrainer(Trainer):
                 is none.
         """
         self._boundary = self._step_in_progress = self._saved_step = self._progress = None
+        self._loss_before = 0.0
         checkpoint = self._checkpoint_of(resume_from_checkpoint)
         if checkpoint is not None:
             # One process reads it all; the others would only wait for the same disk.
@@ -120,6 +122,7 @@ class ResumableTrainer(Trainer):
         return {
             "loss_since_log": nested_gather(loss, self.args.parallel_mode).mean().item(),
             "last_logged_step": self._globalstep_last_logged,
+            "loss_until_log": self._loss_before + self._total_loss_scalar,
             "counts": counts,
             "data": self._data_cursor(),
         }
@@ -132,7 +135,16 @@ class ResumableTrainer(Trainer):
         """Take up what `progress` wrote."""
         self._tr_loss.fill_(progress["loss_since_log"])
         self._globalstep_last_logged = progress["last_logged_step"]
+        self._loss_before = progress["loss_until_log"]
         vars(self).update(progress["counts"])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Let the mean loss be that of the whole run, not of the steps since it went on."""
+        if "train_loss" in logs:
+            total = self._loss_before + self._total_loss_scalar
+            # In place: these are the metrics that `train` returns, too.
+            logs["train_loss"] = total / max(self.state.global_step, 1)
+        super().log(logs, start_time)
 
     @property
     def _is_mid_step(self) -> bool:
