@@ -141,10 +141,10 @@ def run_demo(
         trainer.train()
     trainer.engine.detach()
     train_seconds = time.perf_counter() - training_started
-    after, probe_after = measure("after training")
     model_folder = out / "model"
     model.save_pretrained(model_folder)
     tokenizer.save_pretrained(model_folder)
+    after, probe_after = measure("after training")
     results = {
         "before": before,
         "after": after,
@@ -238,7 +238,7 @@ def _measure(
         total_loss, total_tokens = 0.0, 0.0
         for batch in batches:
             with torch.inference_mode():
-                loss, count = response_loss(model, batch, "causal")
+                loss, count = response_loss(model, _on(model.device, batch), "causal")
             total_loss, total_tokens = total_loss + loss.item(), total_tokens + count.item()
             progress.advance(task, len(batch["input_ids"]))
     right = [
@@ -272,7 +272,9 @@ def _probe(
                 [
                     document
                     for example in marked.examples
-                    for document in measure_documents(probed, example.batch(), mask)
+                    for document in measure_documents(
+                        probed, _on(model.device, example.batch()), mask
+                    )
                 ],
                 nothing_adapted,
             )
@@ -284,6 +286,11 @@ def _probe(
             if figures is not None:
                 del figures["per_head"]
     return results
+
+
+def _on(device: torch.device, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    # The trainer has moved the model to the GPU, if there is one.
+    return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def is_exact_match(answer: str, label: str) -> bool:

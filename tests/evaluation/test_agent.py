@@ -150,6 +150,12 @@ def test_budget_of_tokens():
     assert (result.ended, result.calls, len(result.messages)) == ("tokens", 0, 2)
 
 
+def test_thinking_with_a_budget_of_its_own_is_free():
+    replies = iter([Reply(written("1"), 1000, free_tokens=990), Reply("done", 5)])
+    result = episode(Scripted(lambda messages: next(replies)), budget=Budget(tokens=25))
+    assert (result.ended, result.tokens, result.free_tokens) == ("answer", 1005, 990)
+
+
 def test_budget_of_time():
     def slow(arguments):
         time.sleep(0.06)
@@ -295,7 +301,8 @@ def test_extraction(text, strict, lenient):
 
 def test_extraction_takes_any_text():
     options = ("1", "2", "3", "4")
-    for text in (*fuzzed_outputs(500, seed=2), "\\boxed{" * 50_000, "{" * 100_000, "(" * 50_000):
+    runs = ("\\boxed{" * 50_000, "{" * 100_000, "(" * 50_000, "the answer is" + "\n" * 100_000)
+    for text in (*fuzzed_outputs(500, seed=2), *runs):
         extract_strict(text)
         assert extract_lenient(text, options) in (None, *"ABCD")
 

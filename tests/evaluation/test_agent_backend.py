@@ -1,6 +1,7 @@
 """The tool loop over a generator: prompts as in training, and conversations that grow too long."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -31,6 +32,14 @@ class Replaying:
         for index, prompt in reversed(list(enumerate(prompts))):
             self.prompts.append(prompt)
             yield index, Completion(self.texts.pop(0), 10, 5, False, 0.1)
+
+
+class Thinking(Replaying):
+    """The same, where three tokens of each answer are thinking."""
+
+    def complete(self, prompts):
+        for index, completion in super().complete(prompts):
+            yield index, replace(completion, thinking="hm", thinking_tokens=3)
 
 
 def call(arguments):
@@ -132,6 +141,24 @@ def test_role_of_errors_follows_the_template():
         ),
     )
     assert GeneratorBackend(Replaying(strict, []), strict).error_role(tools) == "user"
+
+
+@pytest.mark.parametrize("name, most", [("smollm2", 8), ("qwen2_5", 8), ("llama3_2", 1)])
+def test_a_template_of_one_call_gets_one_a_turn(name, most):
+    tokenizer = make_tokenizer(name)
+    backend = GeneratorBackend(Replaying(tokenizer, []), tokenizer)
+    assert backend.calls_per_turn([CODE_INTERPRETER], 8) == most
+    assert backend.calls_per_turn([], 8) == 8
+
+
+def test_thinking_is_free_where_it_has_a_budget():
+    tokenizer = make_tokenizer("qwen2_5")
+    for free in (True, False):
+        generator = Thinking(tokenizer, ["yes"])
+        backend = GeneratorBackend(generator, tokenizer, thinking_is_free=free)
+        messages = [{"role": "user", "content": "?"}]
+        (reply,) = backend.generate([messages], tools=None, max_new_tokens=[9], samples=[0])
+        assert (reply.tokens, reply.free_tokens) == (5, 3 if free else 0)
 
 
 def test_a_tokenizer_without_a_template_is_refused():

@@ -101,6 +101,14 @@ def test_wrong_options_are_one_line(base, options, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("name", "value"), [("lora_alpha", "320"), ("lora_r", "4")])
+def test_other_adapters_are_another_run(base, name, value):
+    saved = ("--use_peft", "--save_strategy", "steps", "--save_steps", "1")
+    train(config(base, *saved), Console(quiet=True))
+    with pytest.raises(ConfigError, match=f"was trained with {name.replace('_', ' ')}"):
+        train(config(base, *saved, f"--{name}", value), Console(quiet=True))
+
+
 class Int8Linear(nn.Linear):
     """A frozen linear map whose weights are int8, as a quantisation library would put there."""
 

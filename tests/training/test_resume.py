@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -262,7 +263,8 @@ def test_the_epoch_reaches_the_sampler_behind_shards_and_a_cursor(tmp_path):
 CHANGES = {
     "rows": {"rows": 11},
     "examples per step": {"per_device_train_batch_size": 4},
-    "seed": {"seed": 5},
+    "seed": {"seed": 5, "data_seed": 1234},
+    "data seed": {"data_seed": 5},
     "packing": {"packing": False},
     "train sampling strategy": {"train_sampling_strategy": "sequential"},
     "method": {"method": "sft"},
@@ -283,6 +285,52 @@ def test_a_changed_place_in_the_data_is_refused(tmp_path, name):
     with pytest.raises(ConfigError, match=f"was trained with {name}") as caught:
         changed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_finished_run_takes_no_further_step(tmp_path):
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    first = trainer(tmp_path, **options)
+    first.train()
+    again = trainer(tmp_path, **options)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 4 and len(losses(again)) == 4
+    assert mean_loss(again) == pytest.approx(mean_loss(first), rel=1e-9)
+    for name, weight in weights(first).items():
+        assert torch.equal(weights(again)[name], weight), name
+
+
+def test_the_order_by_length_is_that_of_the_epoch_after_a_resume(tmp_path):
+    options = {"train_sampling_strategy": "group_by_length", "packing": False, "max_steps": 10}
+    whole = trainer(tmp_path / "a", **options)
+    whole.train()
+    trainer(tmp_path / "b", save_strategy="steps", save_steps=8, **options).train()
+    resumed = trainer(tmp_path / "b", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-8"))
+    assert losses(resumed) == losses(whole)
+
+
+def test_a_checkpoint_of_the_model_alone_is_no_place_to_go_on_from(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2, "save_only_model": True}
+    trainer(tmp_path, **options).train()
+    with pytest.raises(ConfigError, match=r"holds the model alone.*model_name_or_path="):
+        trainer(tmp_path, **options).train(resume_from_checkpoint=True)
+
+
+def test_the_best_checkpoint_is_found_in_a_folder_that_was_moved(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    before, after = tmp_path / "before", tmp_path / "after"
+    trainer(before, load_best_model_at_end=True, **options).train()
+    before.rename(after)
+    moved = trainer(after, load_best_model_at_end=True, max_steps=6, **options)
+    best = []
+
+    class KeepBest(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            best.append(state.best_model_checkpoint)
+
+    moved.add_callback(KeepBest())
+    moved.train(resume_from_checkpoint=str(after / "checkpoint-4"))
+    assert Path(best[0]).parent == after
 
 
 def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):

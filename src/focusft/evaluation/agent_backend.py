@@ -27,6 +27,8 @@ class GeneratorBackend:
         tokenizer: Its tokenizer, with a chat template.
         context_tokens: Most tokens of a conversation and the next reply; a conversation that has
             no room left gets an empty reply that counts as truncated. None: no such limit.
+        thinking_is_free: The generator has a budget for thinking, which comes on top of that of
+            the episode.
 
     Raises:
         ConfigError: The tokenizer has no chat template.
@@ -38,6 +40,7 @@ class GeneratorBackend:
         tokenizer: PreTrainedTokenizerBase,
         *,
         context_tokens: int | None = None,
+        thinking_is_free: bool = False,
     ) -> None:
         if not tokenizer.chat_template:
             raise ConfigError(
@@ -47,6 +50,7 @@ class GeneratorBackend:
         self.generator = generator
         self.tokenizer = tokenizer
         self.context_tokens = context_tokens
+        self.thinking_is_free = thinking_is_free
 
     def generate(
         self,
@@ -82,8 +86,34 @@ class GeneratorBackend:
                 tokens=answer.tokens,
                 truncated=answer.truncated,
                 thinking=answer.thinking,
+                free_tokens=answer.thinking_tokens if self.thinking_is_free else 0,
             )
         return replies
+
+    def calls_per_turn(self, tools: list[dict[str, Any]], most: int) -> int:
+        """How many calls of a turn the chat template shows: `most`, or 1 as in Llama 3.1."""
+        if not tools:
+            return most
+        function = {"name": tools[0]["function"]["name"], "arguments": {}}
+        calls = [
+            {"id": f"t001c{number:04d}", "type": "function", "function": function}
+            for number in range(2)
+        ]
+        answers = [
+            {"role": "tool", "name": function["name"], "tool_call_id": call["id"], "content": "1"}
+            for call in calls
+        ]
+        messages: list[Message] = [
+            {"role": "user", "content": "probe_question"},
+            {"role": "assistant", "content": "", "tool_calls": calls},
+            *answers,
+        ]
+        shown, schemas = with_tools(self.tokenizer, messages, tools)
+        try:
+            ChatTemplate(self.tokenizer, schemas).render(shown, add_generation_prompt=True)
+        except DataError:
+            return 1
+        return most
 
     def error_role(self, tools: list[dict[str, Any]]) -> str:
         """Role of a message that answers a call that could not be made.

@@ -154,13 +154,22 @@ def _attend_document(
         yield product_attention(query_1HTD, key_1GTD, value_1GTD, span.segments, scaling)
         return
     attend = partial(_attend, scaling=scaling, dropout=dropout)
+    groups = query_1HTD.shape[1] // key_1GTD.shape[1]
+    keys_and_values = for_masks = (key_1GTD, value_1GTD)
+    if groups > 1 and query_1HTD.is_cuda and not all(map(_needs_no_mask, span.segments)):
+        # With a mask, the fused CUDA kernels want a key head for each query head. Once for all
+        # blocks of rows, which then share what is kept for the backward pass.
+        for_masks = (
+            key_1GTD.repeat_interleave(groups, dim=1),
+            value_1GTD.repeat_interleave(groups, dim=1),
+        )
     position = 0
     for segment in span.segments:
         if segment.start > position:
             yield _zeros(query_1HTD, value_1GTD, segment.start - position)
         position = segment.stop
-        # A whole document without context needs no mask; other causal rows go in blocks.
-        is_whole = not segment.is_causal or segment.start == 0
+        is_whole = _needs_no_mask(segment)
+        key, value = keys_and_values if is_whole else for_masks
         rows_per_call = segment.stop - segment.start if is_whole else ROWS_PER_CALL
         for start in range(segment.start, segment.stop, rows_per_call):
             stop = min(start + rows_per_call, segment.stop)
@@ -168,13 +177,18 @@ def _attend_document(
             mask = None if is_whole else causal_rows[start - stop :, causal_rows.shape[1] - keys :]
             yield attend(
                 query_1HTD[:, :, start:stop],
-                key_1GTD[:, :, :keys],
-                value_1GTD[:, :, :keys],
+                key[:, :, :keys],
+                value[:, :, :keys],
                 mask=mask,
                 is_causal=bool(segment.is_causal) and is_whole,
             )
     if position < span.length:
         yield _zeros(query_1HTD, value_1GTD, span.length - position)
+
+
+def _needs_no_mask(segment: Segment) -> bool:
+    """A whole document without context, or context; other causal rows go in blocks."""
+    return not segment.is_causal or segment.start == 0
 
 
 def _zeros(query_1HTD: Tensor, value_1GTD: Tensor, length: int) -> Tensor:
@@ -191,11 +205,6 @@ def _attend(
     mask: Tensor | None = None,
     is_causal: bool = False,
 ) -> Tensor:
-    groups = query_1HQD.shape[1] // key_1GKD.shape[1]
-    if groups > 1 and mask is not None and query_1HQD.is_cuda:
-        # With a mask, the fused CUDA kernels want a key head for each query head.
-        key_1GKD = key_1GKD.repeat_interleave(groups, dim=1)
-        value_1GKD = value_1GKD.repeat_interleave(groups, dim=1)
     with without_cudnn_attention(query_1HQD.device):
         return F.scaled_dot_product_attention(
             query_1HQD,

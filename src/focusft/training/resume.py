@@ -20,7 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, TrainerCallback
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import nested_gather
 
 from focusft.errors import ConfigError
@@ -39,6 +46,8 @@ from focusft.training.checkpoints import (
 logger = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
+# Where transformers keeps the state of the learning rate, unless it saves the model alone.
+SCHEDULE = "scheduler.pt"
 # Under which name the place in the data has a hash of all of them.
 CONTENT = "data_sha256"
 
@@ -61,6 +70,7 @@ class ResumableTrainer(Trainer):
     _step_in_progress: int | None = None
     _saved_step: int | None = None
     _loss_before = 0.0
+    _best_before: str | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -79,11 +89,11 @@ class ResumableTrainer(Trainer):
 
         Raises:
             CheckpointError: It is damaged, or the disk is full.
-            ConfigError: It belongs to other data or another number of examples a step, or there
-                is none.
+            ConfigError: It belongs to other data or another number of examples a step, holds the
+                model alone, or there is none.
         """
         self._boundary = self._step_in_progress = self._saved_step = self._progress = None
-        self._loss_before = 0.0
+        self._loss_before, self._best_before = 0.0, None
         checkpoint = self._checkpoint_of(resume_from_checkpoint)
         if checkpoint is not None:
             # One process reads it all; the others would only wait for the same disk.
@@ -92,7 +102,16 @@ class ResumableTrainer(Trainer):
                 raise CheckpointError(
                     f"{checkpoint}: the checkpoint is damaged: {damage}; go on from another one"
                 )
+            if not (checkpoint / SCHEDULE).exists():
+                raise ConfigError(
+                    f"{checkpoint}: holds the model alone (save_only_model), so training cannot go "
+                    f"on from it; name another output_dir, with model_name_or_path={checkpoint} to "
+                    "start from these weights"
+                )
             self._progress = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+            state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+            if state.best_model_checkpoint is not None:
+                self._best_before = Path(state.best_model_checkpoint).name
             self._check_same_data(checkpoint)
         if self.args.should_save:
             clear_unfinished(Path(str(self.args.output_dir)))
@@ -171,7 +190,7 @@ class ResumableTrainer(Trainer):
             "examples_per_step": args.train_batch_size
             * args.gradient_accumulation_steps
             * args.world_size,
-            "seed": args.seed if args.data_seed is None else args.data_seed,
+            "data_seed": args.seed if args.data_seed is None else args.data_seed,
             "train_sampling_strategy": args.train_sampling_strategy,
         }
         return cursor | ({"rows": len(dataset)} if hasattr(dataset, "__len__") else {})
@@ -200,6 +219,10 @@ class ResumableTrainer(Trainer):
             self.args.save_total_limit = limit
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if 0 < self.state.max_steps <= self.state.global_step:
+            # A finished run that is started again: transformers would do one more step.
+            self.control.should_training_stop = True
+            return
         # The loader that skips to the cursor does not hand the epoch on when batches are sharded
         # over processes; it shares the sampler of this one, which does.
         if hasattr(kwargs["train_dataloader"], "set_epoch"):
@@ -303,9 +326,19 @@ class _RestoreProgress(TrainerCallback):
     def __init__(self, trainer: ResumableTrainer) -> None:
         self.trainer = trainer
 
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
         if self.trainer._progress is not None:
             self.trainer.restore_progress(self.trainer._progress)
+            best = self.trainer._best_before
+            if best is not None and (here := Path(str(args.output_dir)) / best).is_dir():
+                # transformers forgets it where the folder of the run was moved.
+                state.best_model_checkpoint = str(here)
 
 
 def _rng_state() -> dict[str, Any]:

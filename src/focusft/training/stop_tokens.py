@@ -6,7 +6,13 @@ training on conversations such a model would write on beyond the end of its answ
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import logging
+
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+_OF_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -44,4 +50,20 @@ def add_stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     added = [id_ for id_ in stop_ids(tokenizer) if id_ not in known]
     if added:
         generation.eos_token_id = [*known, *added]
+        _drop_unused_sampling(generation)
     return added
+
+
+def _drop_unused_sampling(generation: GenerationConfig) -> None:
+    # transformers saves a published config as it is, but refuses a changed one that has options
+    # of sampling and does not sample; without them it generates the same.
+    try:
+        generation.validate(strict=True)
+    except ValueError:
+        unset = GenerationConfig()
+        dropped = [name for name in _OF_SAMPLING if vars(generation).get(name) is not None]
+        for name in dropped:
+            setattr(generation, name, vars(unset).get(name))
+        logger.warning(
+            "generation_config.json: %s left out, since do_sample is not set", ", ".join(dropped)
+        )

@@ -170,6 +170,8 @@ class FocuSFTTrainer(ResumableTrainer):
         cursor = {"method": args.method, "packing": args.packing, **focus}
         if isinstance(args, TrainConfig):
             cursor |= {"model": args.model_name_or_path, "use_peft": args.use_peft}
+            if args.use_peft:
+                cursor |= {k: v for k, v in vars(args).items() if k.startswith("lora_")}
         if isinstance(self.train_dataset, Dataset):
             if self._data_sha256 is None:
                 self._data_sha256 = _content_sha256(self.train_dataset)
@@ -201,9 +203,13 @@ class FocuSFTTrainer(ResumableTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        if self.focusft_args.packing or self.args.train_sampling_strategy != "random":
-            return super()._get_train_sampler(train_dataset)
         args = self.args
+        # The sampler of transformers for lengths draws the order of the first epoch when resumed.
+        by_length = args.train_sampling_strategy == "group_by_length"
+        if not by_length and (
+            self.focusft_args.packing or args.train_sampling_strategy != "random"
+        ):
+            return super()._get_train_sampler(train_dataset)
         return LengthBucketedSampler(
             [len(ids) for ids in _column(dataset, "input_ids")],
             self.args.train_batch_size

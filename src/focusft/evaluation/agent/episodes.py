@@ -55,13 +55,14 @@ def run_episodes(
         replies = backend.generate(
             [episode.messages for _, episode, _ in active],
             tools=schemas,
-            max_new_tokens=[budget.tokens - episode.tokens for _, episode, _ in active],
+            max_new_tokens=[budget.tokens - _counted(episode) for _, episode, _ in active],
             samples=[samples[index] if samples else index for index, _, _ in active],
         )
         going_on = []
         for (index, episode, started), reply in zip(active, replies, strict=True):
             episode.turns += 1
             episode.tokens += reply.tokens
+            episode.free_tokens += reply.free_tokens
             deadline = started + budget.seconds
             _take_turn(episode, reply, tools, budget, deadline, error_role)
             episode.seconds = time.monotonic() - started
@@ -103,8 +104,12 @@ def _take_turn(
     _add_turn(episode, reply.text, parsed.content, thoughts, calls, answers, error_role)
     if not episode.ended and episode.turns >= budget.turns:
         episode.ended = "turns"
-    elif not episode.ended and episode.tokens >= budget.tokens:
+    elif not episode.ended and _counted(episode) >= budget.tokens:
         episode.ended = "tokens"
+
+
+def _counted(episode: Episode) -> int:
+    return episode.tokens - episode.free_tokens
 
 
 def _make(call: ToolCall | BrokenCall, tools: Sequence[Tool], episode: Episode) -> str:

@@ -20,12 +20,14 @@ class Reply:
         tokens: Number of tokens it generated.
         truncated: It stopped because it had no tokens left.
         thinking: What it thought before the text, where the backend keeps that apart.
+        free_tokens: How many of the tokens have a budget of their own, as thinking may.
     """
 
     text: str
     tokens: int
     truncated: bool = False
     thinking: str = ""
+    free_tokens: int = 0
 
 
 class Backend(Protocol):
@@ -76,7 +78,7 @@ class Budget:
 
     Attributes:
         turns: Assistant messages.
-        tokens: Generated tokens, over all turns.
+        tokens: Generated tokens, over all turns; without thinking that has a budget of its own.
         seconds: Wall-clock time; an episode that shares a batch waits for the others in it.
         calls_per_turn: Calls made in one turn; more are answered with an error.
     """
@@ -101,6 +103,7 @@ class Episode:
         ended: "answer", or the budget that ran out: "turns", "tokens" or "time".
         turns: Assistant messages.
         tokens: Generated tokens.
+        free_tokens: How many of them do not count against the budget.
         calls: Calls that were made.
         failed_calls: Those of them whose code failed or ran out of time.
         broken_calls: Calls that could not be made.
@@ -111,6 +114,7 @@ class Episode:
     ended: str = ""
     turns: int = 0
     tokens: int = 0
+    free_tokens: int = 0
     calls: int = 0
     failed_calls: int = 0
     broken_calls: int = 0
