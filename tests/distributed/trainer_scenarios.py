@@ -69,6 +69,7 @@ def train(folder, wrapper="none", tied=False, resume=None, state_dict="FULL_STAT
     saved = dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters())
     return {
         "losses": [entry["loss"] for entry in run.state.log_history if "loss" in entry],
+        "inner_losses": [e["inner_loss_0"] for e in run.state.log_history if "loss" in e],
         "weights": {name: weight.clone() for name, weight in trained.items()},
         "saved_as_trained": saved.keys() == trained.keys()
         and all(torch.equal(saved[name], trained[name]) for name in saved),

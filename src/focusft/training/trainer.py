@@ -23,7 +23,7 @@ from focusft.errors import ConfigError
 from focusft.method.architectures import unwrap_causal_lm
 from focusft.method.bfloat16 import warn_if_bfloat16_is_slow
 from focusft.method.engine import FocusEngine
-from focusft.method.inner_loop import InnerTrace, mean_losses
+from focusft.method.inner_loop import InnerTrace
 from focusft.method.loss import PredictedRows
 from focusft.method.turns import TurnLayout
 from focusft.training.checkpointing import KeepAttention, checkpoint_selectively
@@ -353,29 +353,45 @@ class FocuSFTTrainer(ResumableTrainer):
     def _keep_trace(self, trace: InnerTrace | None) -> None:
         if trace is None:
             return
-        self._window.traces.append(trace)
+        if self.args.logging_strategy != "no":
+            self._window.traces.append(trace)
         self.inner_steps_watched += trace.steps_watched
         self.inner_steps_raised += trace.steps_raised
 
     def _window_metrics(self) -> dict[str, float]:
+        """Throughput of all processes together, and means over what their inner loops did."""
         window, seconds = self._window, time.perf_counter() - self._window.started
-        metrics = {
-            "tokens_per_second": round(window.tokens / seconds, 1),
-            "response_tokens_per_second": round(window.response_tokens / seconds, 2),
-        }
         traces = [trace for trace in window.traces if trace.has_targets.any()]
-        if traces:
-            for step, mean in enumerate(mean_losses(traces)):
-                metrics[f"inner_loss_{step}"] = mean
-            watched = sum(trace.steps_watched for trace in traces)
-            if watched:
-                raised = sum(trace.steps_raised for trace in traces)
-                metrics["inner_steps_raised"] = raised / watched
-            sizes = torch.cat(
-                [torch.stack(trace.step_sizes)[:, trace.has_targets].flatten() for trace in traces]
-            )
-            metrics["inner_step_size"] = sizes.mean().item()
-        return metrics
+        inner = [trace.mean_losses for trace in traces]
+        sizes = [torch.stack(t.step_sizes)[:, t.has_targets].flatten() for t in traces]
+        known = [
+            [losses[step] for losses in inner if step < len(losses)]
+            for step in range(self.focus_config.num_inner_steps + 1)
+        ]
+        # Each mean as its sum and its count, so that the processes can be added up.
+        pairs = [
+            (float(window.tokens), float(window.response_tokens)),
+            (
+                float(sum(trace.steps_raised for trace in traces)),
+                float(sum(trace.steps_watched for trace in traces)),
+            ),
+            (sum(s.sum().item() for s in sizes), float(sum(s.numel() for s in sizes))),
+            *((sum(losses), float(len(losses))) for losses in known),
+        ]
+        if self.args.world_size > 1:
+            mine = torch.tensor([pairs], device=self.args.device)
+            pairs = self.accelerator.gather(mine).sum(0).tolist()
+        (tokens, response_tokens), raised, step_size, *losses = pairs
+        means = {
+            **{f"inner_loss_{step}": pair for step, pair in enumerate(losses)},
+            "inner_steps_raised": raised,
+            "inner_step_size": step_size,
+        }
+        return {
+            "tokens_per_second": round(tokens / seconds, 1),
+            "response_tokens_per_second": round(response_tokens / seconds, 2),
+            **{name: total / count for name, (total, count) in means.items() if count},
+        }
 
 
 def _pad_token_id(model: Any, tokenizer: Any) -> int:
