@@ -199,6 +199,23 @@ def test_a_signal_anywhere_in_a_step_resumes_exactly(tmp_path, uninterrupted, su
         assert torch.equal(weights(resumed)[name], weight), name
 
 
+def test_a_signal_at_the_end_of_an_epoch_keeps_what_its_end_measures(tmp_path):
+    by_epoch = {"eval_strategy": "epoch", "logging_strategy": "epoch", "save_strategy": "epoch"}
+
+    def lines(trained):
+        shown = ("step", "loss", "eval_loss")
+        log = [{k: line[k] for k in shown if k in line} for line in trained.state.log_history]
+        return [line for line in log if len(line) > 1]
+
+    whole, _ = run(tmp_path / "whole", **by_epoch)
+    stop, folder = StopOnSignal(), tmp_path / "stopped"
+    with pytest.raises(RunInterrupted), stop.catch(folder):
+        run(folder, [SendSignal(signal.SIGTERM, 12), stop], **by_epoch)
+    resumed, _ = run(folder, checkpoint=True, **by_epoch)
+    assert [line["step"] for line in lines(whole)] == [4, 4, 6, 6]
+    assert lines(resumed) == lines(whole)
+
+
 def test_a_signal_before_the_first_step_starts_anew(tmp_path):
     stop = StopOnSignal()
     message = r"SIGINT: .*it starts anew"

@@ -30,6 +30,7 @@ class StopOnSignal(TrainerCallback):
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self.stopped_at: int | None = None
+        self._ended_epoch = False
         self._previous: dict[int, Any] = {}
 
     @contextmanager
@@ -77,7 +78,10 @@ class StopOnSignal(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Stop after a step."""
+        was_going_on = self.stopped_at is None
         self._stop_if_asked(args, state, control)
+        is_last_of_epoch = state.epoch is not None and float(state.epoch).is_integer()
+        self._ended_epoch = was_going_on and self.stopped_at is not None and is_last_of_epoch
 
     def on_epoch_end(
         self,
@@ -86,8 +90,13 @@ class StopOnSignal(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """The end of the epoch is not one when the run stops: nothing is logged or measured."""
-        if self.stopped_at is not None:
+        """A stop within an epoch is not its end: nothing is logged or measured."""
+        if self.stopped_at is None:
+            return
+        if self._ended_epoch:
+            # The checkpoint of the step has no line of this epoch's end yet.
+            control.should_save = True
+        else:
             control.should_log = control.should_evaluate = False
 
     def _stop_if_asked(
