@@ -1,5 +1,6 @@
 """The command line: exit codes, one-line errors, and a whole training run."""
 
+import io
 import json
 
 import pytest
@@ -102,6 +103,14 @@ def test_chat(model_folder, monkeypatch, capsys):
     assert "empty line" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_chat_reads_bytes_that_are_not_utf_8(model_folder, monkeypatch, capsys, errors):
+    typed = io.TextIOWrapper(io.BytesIO(b"caf\xe9\n\n"), encoding="utf-8", errors=errors)
+    monkeypatch.setattr("sys.stdin", typed)
+    assert main(["chat", str(model_folder), "--max_new_tokens", "1"]) == 0
+    assert not capsys.readouterr().err
+
+
 def test_chat_without_a_template_is_refused(model_folder, capsys):
     (model_folder / "chat_template.jinja").unlink()
     assert main(["chat", str(model_folder)]) == 2
@@ -110,6 +119,7 @@ def test_chat_without_a_template_is_refused(model_folder, capsys):
 
 BAD = {
     "no such model": ["chat", "nowhere/at/all"],
+    "no room for an answer": ["chat", "MODEL", "--max_new_tokens", "0"],
     "no such data": ["data", "check", "nowhere.jsonl", "--model", "MODEL"],
     "wrong extension": ["data", "check", "MODEL/config.txt", "--model", "MODEL"],
     "task": ["data", "make", "--out", "x.jsonl", "--task", "qa99", "--model", "MODEL"],

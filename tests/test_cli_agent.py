@@ -90,20 +90,45 @@ class Server(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_model_behind_a_server(model, gpqa_file, tmp_path):
-    out = tmp_path / "out"
+def test_a_model_behind_a_server(model, gpqa_file, tmp_path, capsys):
+    # Brackets are no markup.
+    out = tmp_path / "[lr=1e-4][" / "y]"
     with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         there = ["--server", url, "--server_model", "served", "--both", *CONSENT]
         assert evaluate(model, gpqa_file, out, *there) == 0
         server.shutdown()
+    assert f"transcripts: {out}\n" in capsys.readouterr().out
     results = json.loads((out / "results.json").read_text())
     assert results["generator"]["backend"] == "server"
     assert results["modes"]["tools"]["rates"]["tool_use"] == 1
     assert results["modes"]["no_tools"]["rates"]["tool_use"] == 0
     right = sum(q.answer == "A" for q in load_gpqa(gpqa_file, seed=42)) / 3
     assert results["mean"]["tools"]["score"] == results["mean"]["no_tools"]["score"] == right
+    # The run goes on with the same model at another address, asked in another way.
+    there[1] = "http://127.0.0.1:9"
+    other_way = ["--concurrency", "2", "--api", "completions", "--server_timeout", "9"]
+    assert evaluate(model, gpqa_file, out, *there, *other_way) == 0
+    assert json.loads((out / "results.json").read_text())["generator"]["concurrency"] == 2
+    capsys.readouterr()
+    there[3] = "another"
+    assert evaluate(model, gpqa_file, out, *there) == 2
+    assert "--server_model: the run in" in capsys.readouterr().err
+
+
+def test_a_context_above_the_positions_of_the_model(gpqa_file, tmp_path, capsys):
+    folder = tmp_path / "model"
+    tokenizer = tiny_tokenizer()
+    short = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=64)
+    short.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    out = tmp_path / "out"
+    assert evaluate(folder, gpqa_file, out, "--no_tools", "--max_context", "9000") == 0
+    said = capsys.readouterr().out
+    assert said.count("--max_context: 9000 is more than the model's 64 positions") == 1
+    mode = json.loads((out / "results.json").read_text())["modes"]["no_tools"]
+    assert mode["rates"]["truncation"] == 1
 
 
 def test_made_conversations_are_questions_and_training_data(model, tmp_path, capsys):

@@ -47,7 +47,8 @@ def test_a_run_and_a_comparison(model_folder, tmp_path, capsys):
         "lengths": [1024, 1536], "samples": 2, "seed": 42, "dtype": "auto", "batch_size": 2,
         "prefill": "causal", "chat": True, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 4,
         "thinking_budget": None, "server": None, "server_model": None, "concurrency": 16,
-        "api": None, "prose": [], "squad": None, "hotpotqa": None, "babilong_data": None,
+        "api": None, "server_timeout": 600, "prose": [], "squad": None, "hotpotqa": None,
+        "babilong_data": None,
     }  # fmt: skip
     assert results["generator"]["dtype"] == "float32"
     assert results["versions"]["torch"]
@@ -74,9 +75,12 @@ def test_a_run_and_a_comparison(model_folder, tmp_path, capsys):
 
 def test_other_weights_at_the_same_place_are_noticed(tmp_path, capsys):
     model = save_model(tmp_path / "model", seed=0)
-    assert main(arguments(model, tmp_path / "out")) == 0
+    # Brackets are no markup.
+    out = tmp_path / "[lr=1e-4][" / "y]"
+    assert main(arguments(model, out)) == 0
+    assert f"figures: {out}\n" in capsys.readouterr().out
     save_model(model, seed=1)
-    assert main(arguments(model, tmp_path / "out")) == 2
+    assert main(arguments(model, out)) == 2
     assert "generator.weights_sha256" in capsys.readouterr().err
 
 
@@ -89,6 +93,7 @@ BAD = {
     "short": (["MODEL", "--suite", "ruler", "--tasks", "cwe", "--lengths", "512"], "too short"),
     "prose": (["MODEL", "--suite", "ruler", "--prose", "nowhere.txt"], "nowhere.txt: cannot be"),
     "top_p": (["MODEL", "--suite", "ruler", "--top_p", "2"], "--top_p: 2.0"),
+    "temperature": (["MODEL", "--suite", "ruler", "--temperature", "nan"], "--temperature: nan is"),
     "dtype": (["MODEL", "--suite", "ruler", "--dtype", "int8"], "'int8' is none of"),
     "server": (["MODEL", "--suite", "ruler", "--server", "http://x"], "--server_model belong"),
     "batches of a server": (

@@ -69,6 +69,63 @@ def test_a_measurement_of_the_model_before_training_is_no_result_of_the_method(t
     assert ("probe", "run", "FocuSFT") in found
 
 
+def test_only_a_training_s_own_model_counts_as_its_method(tmp_path):
+    run = report_runs.training(tmp_path / "run", model_name_or_path="/models/Qwen2.5-7B")
+    report_runs.suite(run / "before", "babilong", "Qwen/Qwen2.5-7B", 0.5, samples=1)
+    report_runs.suite(run / "other", "babilong", "/models/Llama", 0.5, samples=1)
+    report_runs.suite(run / "after", "babilong", str(run), 0.5, samples=1)
+    found = read_runs([run])
+    assert set(labels(found)) == {
+        ("training", "run", "FocuSFT"),
+        ("babilong", "run", "FocuSFT"),
+        ("babilong", "run, Qwen2.5-7B", "unknown"),
+        ("babilong", "run, Llama", "unknown"),
+    }
+    assert not any(result.aside for result in found.results)
+
+
+def test_merged_adapters_are_the_model_of_the_run(tmp_path):
+    run = report_runs.training(tmp_path / "run")
+    report_runs.suite(run / "after", "babilong", str(run / "merged"), 0.5, samples=1)
+    found = [result for result in read_runs([run]).results if result.kind == "babilong"]
+    assert [(result.method, result.aside) for result in found] == [("FocuSFT", "")]
+
+
+def test_a_model_in_the_folder_of_its_training_may_be_the_one_it_began_with(tmp_path):
+    run = report_runs.training(tmp_path / "run", model_name_or_path=str(tmp_path / "run/base"))
+    report_runs.suite(run / "before", "babilong", str(run / "base"), 0.5, samples=1)
+    assert ("babilong", "run, before training", "untrained") in labels(read_runs([run]))
+
+
+@pytest.mark.parametrize("output_dir", ["runs/focusft", "/gone/runs/focusft"])
+def test_a_report_made_elsewhere_knows_the_models(tmp_path, monkeypatch, output_dir):
+    """Paths in the files count from the folder that the commands ran in, as it was then."""
+    run = report_runs.training(
+        tmp_path / "runs" / "focusft", output_dir=output_dir, model_name_or_path="runs/base"
+    )
+    (run / "checkpoint-5").mkdir()
+    report_runs.suite(run / "after", "babilong", output_dir, 0.5, samples=1)
+    report_runs.suite(run / "relative", "ruler", "runs/focusft", 0.5, samples=1)
+    report_runs.agent(run / "early", "runs/focusft/checkpoint-5", 0.5)
+    report_runs.probe(run / "hub", "runs/focusft-7b")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for folder in (elsewhere, run):
+        monkeypatch.chdir(folder)
+        found = {result.kind: (result.method, result.aside) for result in read_runs([run]).results}
+        assert found == {
+            "training": ("FocuSFT", ""),
+            "babilong": ("FocuSFT", ""),
+            "ruler": ("FocuSFT", ""),
+            "agent": ("FocuSFT", "checkpoint-5"),
+            "probe": ("unknown", ""),
+        }
+    # After a move of the run, only what the training was told is left of its place.
+    moved = run.rename(tmp_path / "moved")
+    (found,) = read_runs([moved]).of("babilong")
+    assert found.method == "FocuSFT"
+
+
 def test_a_run_that_another_one_starts_from_is_still_trained(tmp_path):
     first = report_runs.training(tmp_path / "first")
     report_runs.agent(first / "agent", str(first), 0.5)

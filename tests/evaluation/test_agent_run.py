@@ -3,6 +3,7 @@
 import io
 import json
 import random
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -107,6 +108,15 @@ def test_scripted_models_get_their_known_rates(tmp_path, with_tool, without_tool
     assert "pass@4 lenient" in table.file.getvalue() and "tools minus no tools" in (
         table.file.getvalue()
     )
+
+
+def test_kinds_of_questions_are_no_markup(tmp_path):
+    kinds = ("logic [/easy]", "[red]")
+    questions = [replace(QUESTIONS[n], kind=kind) for n, kind in enumerate(kinds)]
+    results = run(tmp_path, Solver(1, 1), questions, samples=1)
+    table = Console(file=io.StringIO(), width=120)
+    table.print(results_table(results))
+    assert all(f"pass@1 {kind} " in table.file.getvalue() for kind in kinds)
 
 
 def test_every_transcript_is_saved_in_order(tmp_path):

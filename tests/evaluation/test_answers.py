@@ -103,6 +103,41 @@ def test_a_template_that_closes_the_thinking_gets_an_answer_at_once():
     assert (completion.tokens, completion.thinking_tokens, completion.thinking) == (5, 0, "")
 
 
+def saying(model, ids):
+    """Make a model say these tokens, whatever it is asked."""
+    left = iter(ids)
+
+    def say(module, args, kwargs, output):
+        # A generator that is made measures the model with one token.
+        if kwargs.get("logits_to_keep") and kwargs["input_ids"].shape[1] == 1:
+            output.logits[:, -1, next(left)] += 1e4
+
+    model.register_forward_hook(say, with_kwargs=True)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("template", "written", "thinking", "text"),
+    [
+        (CHATML, "<think>\nIt is 5.\n</think>\n\nNo: 6", "It is 5.", "No: 6"),
+        (CHATML, "<think>\nIt is 5", "It is 5", ""),
+        (THINKING, "It is 5.</think>\n\n6", "It is 5.", "6"),
+        (THINKING, "It is 5", "It is 5", ""),
+        (CHATML, "It is <think> 5", "", "It is <think> 5"),
+    ],
+)
+@pytest.mark.parametrize("are_tokens", [True, False])
+def test_thinking_is_no_part_of_the_answer(template, written, thinking, text, are_tokens):
+    tokenizer = (thinking_tokenizer if are_tokens else tiny_tokenizer)(template)
+    ids = tokenizer(written, add_special_tokens=False)["input_ids"]
+    model = saying(tiny_model("llama", vocab_size=len(tokenizer)), [*ids, STOP])
+    prompt = Prompt(({"role": "user", "content": "hi"},), max_new_tokens=99)
+    ((_, completion),) = LocalGenerator(model, tokenizer).complete([prompt])
+    assert (completion.thinking, completion.text) == (thinking, text)
+    assert bool(completion.thinking_tokens) == bool(thinking)
+    assert completion.tokens == len(ids) + 1
+
+
 def test_a_thinking_budget_needs_a_model_that_thinks():
     tokenizer = tiny_tokenizer()
     with pytest.raises(ConfigError, match="--thinking_budget: the model does not think"):

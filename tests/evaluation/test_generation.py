@@ -1,8 +1,10 @@
+import math
 import random
 
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from focusft.errors import ConfigError, DataError, UnsupportedModelError, UserError
 from focusft.evaluation import batching, decoding
@@ -225,6 +227,70 @@ def test_rope_scaling_makes_room():
         complete(generator, [ask("x" * 250)])
 
 
+def alone(model, prompts):
+    """What each prompt is answered in a batch of its own."""
+    generator = LocalGenerator(model, tiny_tokenizer(), batch_size=1)
+    return [complete(generator, [prompt])[0].text for prompt in prompts]
+
+
+def test_rows_that_are_done_stay_within_the_model_s_positions():
+    config = AutoConfig.for_model(
+        "gpt2", vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    rooms = {"a" * 90: 4, "b" * 10: 60, "c" * 9: 60}
+    prompts = [ask(text, max_new_tokens=room) for text, room in rooms.items()]
+    done = dict(LocalGenerator(model, tiny_tokenizer()).complete(prompts, [[0, 1, 2]]))
+    assert [done[index].text for index in range(3)] == alone(model, prompts)
+
+
+def test_prompts_that_get_other_rotary_frequencies_share_no_batch():
+    longrope = {
+        "rope_type": "longrope",
+        "rope_theta": 10_000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0, 5.0, 6.0, 7.0],
+        "original_max_position_embeddings": 128,
+    }
+    config = AutoConfig.for_model(
+        "phi3",
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=512,
+        original_max_position_embeddings=128,
+        rope_parameters=longrope,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for weight in model.parameters():
+        if weight.dim() >= 2:
+            torch.nn.init.normal_(weight, std=0.2)
+    around = len(encode(tiny_tokenizer(), ask(""), chat=True))
+    # Beyond the switch, two across it, two within it (one just so), another beyond it.
+    tokens = (240, 121, 110, 105, 40, 129, 130)
+    prompts = [ask(("abcdefgh" * 40)[: length - around], max_new_tokens=24) for length in tokens]
+    generator = LocalGenerator(model, tiny_tokenizer())
+    found = {frozenset(batch) for batch in generator.batches(prompts)}
+    assert found == {frozenset(batch) for batch in ({0, 6}, {1}, {2}, {3, 4}, {5})}
+    # Batches that were planned otherwise are taken apart.
+    done = dict(generator.complete(prompts, [list(range(len(tokens)))]))
+    assert [done[index].text for index in range(len(tokens))] == alone(model, prompts)
+
+
+def test_short_prompts_are_not_answered_with_the_frequencies_of_long_ones():
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0}
+    model = tiny(max_position_embeddings=64, rope_parameters=rope)
+    prompts = [ask("x" * 100), ask("where is it"), ask("hi")]
+    done = dict(LocalGenerator(model, tiny_tokenizer()).complete(prompts, [[0, 1, 2]]))
+    assert [done[1].text, done[2].text] == alone(model, prompts[1:])
+
+
 def test_tags_of_tool_calls_stay_and_other_special_tokens_go():
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": ["[TOOL_CALLS]", "[IMG]"]})
@@ -340,15 +406,19 @@ def test_drawn_tokens_have_their_probabilities():
     assert frequencies(Sampling())[0] == 1
 
 
-@pytest.mark.parametrize("settings", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"temperature": value} for value in (-1.0, math.nan, math.inf)),
+        *({"top_p": value} for value in (0.0, 1.5, math.nan, math.inf)),
+    ],
+)
 def test_sampling_settings_are_checked(settings):
     with pytest.raises(ConfigError, match=f"--{next(iter(settings))}"):
         Sampling(**settings)
 
 
 def test_models_without_a_kv_cache_are_refused():
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     config = AutoConfig.for_model("mamba", hidden_size=16, num_hidden_layers=1, vocab_size=300)
     with pytest.raises(UnsupportedModelError, match="Mamba"):
         LocalGenerator(AutoModelForCausalLM.from_config(config), tiny_tokenizer())

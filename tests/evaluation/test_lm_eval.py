@@ -20,7 +20,7 @@ from focusft.evaluation.items import make_items
 from focusft.evaluation.lm_eval.__main__ import main
 from focusft.evaluation.lm_eval.files import write_task_files
 from focusft.evaluation.worlds import TASKS as BABI_TASKS
-from tests.tiny_models import tiny_model, tiny_tokenizer
+from tests.tiny_models import CHATML, tiny_model, tiny_tokenizer
 
 CELLS = [("babilong", task) for task in BABI_TASKS] + [("ruler", task) for task in ruler.TASKS]
 # Enough bytes for the shortest prompt of every task, cwe's example included.
@@ -153,6 +153,55 @@ def test_scores_are_ours_on_the_same_outputs(task_files, tokenizer_folder):
         # babilong: the output names no place; ruler: it is empty.
         assert results["results"][name]["no_answer,none"] == (0.5 if "babilong" in name else 0)
         assert results["configs"][name]["metadata"]["items"]["samples"] == 6
+
+
+OPENING = CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>\n' }}{% endif")
+
+
+@pytest.mark.parametrize(
+    ("template", "written", "is_right", "metadata"),
+    [
+        (CHATML, "<think>\nGarden? Kitchen?\n</think>\n\n{}", True, {}),
+        (CHATML, "<think>\nIt may be {}", False, {}),
+        (OPENING, "Garden? Kitchen?\n</think>\n\n{}", True, {}),
+        (OPENING, "It may be {}", False, {}),
+        # lm-eval has taken off what ended before this.
+        (OPENING, "{}", True, {"think_end_token": "</think>"}),
+    ],
+)
+def test_thinking_is_not_scored(
+    task_files, tmp_path, template, written, is_right, metadata, monkeypatch
+):
+    tokenizer = tiny_tokenizer(template)
+    tokenizer.save_pretrained(tmp_path)
+
+    def think(self, requests, disable_tqdm=False):
+        return [written.format(request.doc["references"][0]) for request in requests]
+
+    monkeypatch.setattr(Scripted, "generate_until", think)
+    name = "focusft_babilong_qa1_2048"
+    metadata = {"pretrained": str(tmp_path), "samples": 2} | metadata
+    results = run(Scripted(tokenizer), [name], task_files, metadata, apply_chat_template=True)
+    for metric in ("score", "score_lenient"):
+        assert results["results"][name][f"{metric},none"] == float(is_right)
+
+
+def test_a_server_may_have_taken_off_the_thinking(task_files, tmp_path):
+    class Messages(Scripted):
+        def apply_chat_template(self, messages, add_generation_prompt=True):
+            return messages
+
+        def generate_until(self, requests, disable_tqdm=False):
+            answers = [request.doc["references"][0] for request in requests]
+            return [answers[0], f"Garden? Kitchen?\n</think>\n\n{answers[1]}"]
+
+    tokenizer = tiny_tokenizer(OPENING)
+    tokenizer.save_pretrained(tmp_path)
+    name = "focusft_babilong_qa1_2048"
+    metadata = {"pretrained": str(tmp_path), "samples": 2}
+    options = {"apply_chat_template": True, "log_samples": False}
+    results = run(Messages(tokenizer), [name], task_files, metadata, **options)
+    assert results["results"][name]["score,none"] == 1
 
 
 def test_a_group_averages_the_tasks_of_a_length(task_files, tokenizer_folder):

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import requests
 import torch
+from tokenizers import AddedToken
 
 from focusft.errors import ConfigError, DataError, UserError
 from focusft.evaluation import server as server_module
@@ -48,7 +49,8 @@ class StandIn:
                 with stand_in._lock:
                     stand_in.requests.append((endpoint, body, dict(self.headers)))
                     failure = stand_in.failures.pop(0) if stand_in.failures else None
-                if failure == "hang up":
+                if failure in ("hang up", "stay silent"):
+                    time.sleep(0.3 if failure == "stay silent" else 0)
                     self.close_connection = True
                     return
                 status, answer = failure or stand_in.handlers.get(endpoint, not_found)(body)
@@ -285,6 +287,9 @@ def test_the_wait_between_tries_doubles(monkeypatch):
         ((404, {"error": f"The model `{MODEL}` does not exist."}), "status 404.*does not exist"),
         ((200, b"<html>\nhello</html>"), "not an answer in OpenAI's format: <html> hello</html>"),
         ((200, {"choices": []}), "not an answer in OpenAI's format"),
+        ((200, {"choices": [None]}), 'not an answer in OpenAI\'s format: {"choices": [null]}'),
+        ((200, {"choices": [{"message": None}]}), 'format: {"choices": [{"message": null}]}'),
+        ((200, {"choices": [{"message": {"content": 7}}]}), "not an answer in OpenAI's format"),
     ],
 )
 def test_lasting_failures_are_one_line(stand_in, failure, message):
@@ -308,6 +313,95 @@ def test_an_error_in_the_middle_ends_the_run(stand_in):
     done = generator(stand_in).complete([ask("hi"), ask("x" * 60), *[ask("hi")] * 5])
     with pytest.raises(UserError, match="too long"):
         list(done)
+
+
+def test_an_error_in_the_middle_keeps_what_is_under_way(stand_in):
+    is_under_way = threading.Event()
+
+    def fails_once(body):
+        if len(body["prompt"]) > 110:
+            is_under_way.wait(timeout=10)
+            return 400, {"error": "too long"}
+        if len(body["prompt"]) > 60:
+            is_under_way.set()
+            time.sleep(0.3)
+        elif is_under_way.is_set():
+            time.sleep(0.05)
+        return echo(body)
+
+    stand_in.handlers["completions"] = fails_once
+    prompts = [ask("hi"), ask("x" * 100), ask("x" * 50), *[ask("hi")] * 30]
+    done = {}
+    with pytest.raises(UserError, match="too long"):
+        for index, answer in generator(stand_in, concurrency=2).complete(prompts):
+            done[index] = answer.text
+    assert done[2] == f"{len(encode(tiny_tokenizer(), prompts[2], chat=True))} tokens"
+    # Every answer was kept, and no new request was sent.
+    assert len(done) == len(stand_in.requests) - 1 < 20
+
+
+def test_a_server_that_takes_too_long_is_one_line_that_names_the_option(stand_in):
+    stand_in.failures = ["stay silent"] * 6
+    with pytest.raises(UserError, match=r"within 0\.05 s; raise --server_timeout") as caught:
+        complete(generator(stand_in, timeout_s=0.05), ask("hi"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="--server_timeout: 0 is not above 0"):
+        generator(stand_in, timeout_s=0)
+
+
+def tools_tokenizer():
+    """Like Mistral's: the tag before a call is a special token."""
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}{{ tools }}"
+    tokenizer = tiny_tokenizer(template)
+    tokenizer.add_tokens([AddedToken("[TOOL_CALLS]", special=True)])
+    return tokenizer
+
+
+def calls_like_vllm(body):
+    text = '[TOOL_CALLS]add{"a": 1}<|im_end|>'
+    if body.get("skip_special_tokens", True):
+        text = 'add{"a": 1}'
+    return completion(text, len(body["prompt"]))
+
+
+def test_tags_of_calls_that_are_special_tokens_are_kept(stand_in):
+    stand_in.handlers["completions"] = calls_like_vllm
+    with_tool, without = ask("hi", tools=(TOOL,)), ask("hi")
+    done = complete(generator(stand_in, tools_tokenizer()), with_tool, without)
+    # As a local model gives it: with the tag, without the token that ends the answer.
+    assert done[0].text == '[TOOL_CALLS]add{"a": 1}'
+    assert parse_tool_calls(done[0].text, [TOOL]).calls == (ToolCall("add", {"a": 1}),)
+    assert done[1].text == 'add{"a": 1}'
+    assert ["skip_special_tokens" in b for b in stand_in.bodies("completions")] == [True, False]
+
+
+@pytest.mark.parametrize("takes_ids", [True, False])
+def test_a_server_that_knows_no_special_tokens_is_asked_without(stand_in, takes_ids):
+    tokenizer = tools_tokenizer()
+    prompt = ask("hi", tools=(TOOL,))
+    length = len(encode(tokenizer, prompt, chat=True))
+
+    def strict(body):
+        if "skip_special_tokens" in body or isinstance(body["prompt"], str) == takes_ids:
+            return 400, {"error": "Unrecognized request argument"}
+        return completion("yes", length)
+
+    stand_in.handlers["completions"] = strict
+    done = complete(generator(stand_in, tokenizer), *[prompt] * 3)
+    assert [answer.text for answer in done] == ["yes"] * 3
+    # Only the first prompt is asked in several ways.
+    assert len(stand_in.requests) == (4 if takes_ids else 6)
+
+
+def test_counts_that_are_null_are_counted_here(stand_in):
+    usage = {"prompt_tokens": None, "completion_tokens": None}
+    stand_in.handlers["completions"] = lambda body: (
+        200,
+        {"choices": [{"text": "yes"}], "usage": usage},
+    )
+    (answer,) = complete(generator(stand_in), ask("hi"))
+    length = len(encode(tiny_tokenizer(), ask("hi"), chat=True))
+    assert (answer.prompt_tokens, answer.tokens) == (length, 3)
 
 
 def test_a_server_that_is_not_there_is_one_line():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
+import sys
 from typing import Any
 
 from focusft.cli.shared import add_command, quiet_libraries
-from focusft.errors import UnsupportedModelError
+from focusft.errors import ConfigError, UnsupportedModelError
 
 
 def add_to(commands: Any) -> None:
@@ -23,6 +25,11 @@ def _chat(options: argparse.Namespace, _: list[str]) -> None:
 
     from focusft.training.models import load_model, load_tokenizer
 
+    if options.max_new_tokens < 1:
+        raise ConfigError(f"--max_new_tokens: {options.max_new_tokens} is less than 1")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # What is no UTF-8 is otherwise an error, or half a surrogate pair that no tokenizer takes.
+        sys.stdin.reconfigure(errors="replace")
     quiet_libraries()
     tokenizer: Any = load_tokenizer(options.model)
     if tokenizer.chat_template is None:

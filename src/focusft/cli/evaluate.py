@@ -78,6 +78,9 @@ def _add_server(group: Any) -> None:
     group.add_argument("--server_model", help="the model's name there; MODEL's tokenizer counts")
     group.add_argument("--concurrency", type=int, default=16, help="requests at one time")
     group.add_argument("--api", help="completions or chat; what the server has if not given")
+    group.add_argument(
+        "--server_timeout", type=int, default=600, help="most seconds to wait for an answer"
+    )
 
 
 def _add_corpora(group: Any) -> None:
@@ -152,7 +155,7 @@ def _run(options: argparse.Namespace, console: Console) -> None:
     )
     write_figures(results, options.out)
     console.print(results_table(results))
-    console.print(f"results, outputs and figures: {options.out}", soft_wrap=True)
+    console.print(f"results, outputs and figures: {options.out}", markup=False, soft_wrap=True)
 
 
 def _check_server(options: argparse.Namespace) -> None:
@@ -188,6 +191,7 @@ def _generator(options: argparse.Namespace, tokenizer: Any, *, chat: bool) -> Ge
             chat=chat,
             sampling=sampling,
             concurrency=options.concurrency,
+            timeout_s=options.server_timeout,
             api=options.api,
         )
     model: Any = load_model(options.model, dtype=options.dtype)
@@ -208,6 +212,7 @@ def _compare(options: argparse.Namespace, console: Console) -> None:
     from focusft.training.provenance import write_json
 
     comparison = compare_runs(options.out, options.compare)
-    write_json(options.out / "comparison.json", comparison)
+    file = options.out / "comparison.json"
+    write_json(file, comparison)
     console.print(comparison_table(comparison))
-    console.print(f"differences: {options.out / 'comparison.json'}", soft_wrap=True)
+    console.print(f"differences: {file}", markup=False, soft_wrap=True)

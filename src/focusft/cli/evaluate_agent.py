@@ -44,7 +44,7 @@ def add_agent_options(group: Any) -> None:
     group.add_argument(
         "--max_context",
         type=int,
-        help="most tokens of a conversation; the model's positions if not given",
+        help="most tokens of a conversation; the model's positions if not given or fewer",
     )
     add_sandbox_options(group)
 
@@ -60,9 +60,7 @@ def run_agent(
     from focusft.evaluation.agent_backend import GeneratorBackend
     from focusft.evaluation.agent_run import Mode, results_table, run_agent_suite
     from focusft.evaluation.answers import thinking_room
-    from focusft.evaluation.generation.model_facts import most_positions
     from focusft.evaluation.questions import load_questions, select_questions
-    from focusft.training.model_folders import read_config, tokenizer_folder
     from focusft.training.provenance import versions
 
     if options.questions is None:
@@ -85,17 +83,18 @@ def run_agent(
         tool.call({"code": "1"})
     budget = Budget(turns=options.turns, tokens=options.max_new_tokens)
     generator = make_generator()
-    context_tokens = options.max_context
-    if context_tokens is None:
-        folder = tokenizer_folder(options.model)
-        if (folder / "config.json").is_file():
-            context_tokens = most_positions(read_config(folder, options.model))
+    context_tokens = _context_tokens(options, console)
     if context_tokens is not None:
         context_tokens -= thinking_room(tokenizer, options.thinking_budget)
     left_out = {*_NOT_OURS, *_CORPORA}
     results = run_agent_suite(
         questions,
-        GeneratorBackend(generator, tokenizer, context_tokens=context_tokens),
+        GeneratorBackend(
+            generator,
+            tokenizer,
+            context_tokens=context_tokens,
+            thinking_is_free=options.thinking_budget is not None,
+        ),
         tool,
         options.out,
         console,
@@ -107,4 +106,27 @@ def run_agent(
         versions=versions(),
     )
     console.print(results_table(results))
-    console.print(f"results and transcripts: {options.out}", soft_wrap=True)
+    console.print(f"results and transcripts: {options.out}", markup=False, soft_wrap=True)
+
+
+def _context_tokens(options: argparse.Namespace, console: Console) -> int | None:
+    """Most tokens of a conversation, thinking with a budget of its own included."""
+    from focusft.evaluation.generation.model_facts import most_positions
+    from focusft.training.model_folders import read_config, tokenizer_folder
+
+    given: int | None = options.max_context
+    # A server may run the model with more positions than its config says.
+    if given is not None and options.server is not None:
+        return given
+    folder = tokenizer_folder(options.model)
+    if not (folder / "config.json").is_file():
+        return given
+    positions = most_positions(read_config(folder, options.model))
+    if given is None or positions is None or given <= positions:
+        return positions if given is None else given
+    console.print(
+        f"--max_context: {given} is more than the model's {positions} positions, which end a "
+        "conversation",
+        soft_wrap=True,
+    )
+    return positions

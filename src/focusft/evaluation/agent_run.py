@@ -8,6 +8,7 @@ found, and the whole conversation. At the end it is put into the order of the qu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from focusft.data.multiple_choice import Question, ask
 from focusft.evaluation.agent import Budget, Tool, evaluate, pass_at_k_estimate, summarise
@@ -90,6 +92,8 @@ def run_agent_suite(
         bar = progress.add_task("answers", total=len(keys), completed=len(records))
         for mode in modes:
             tools = [tool] if mode == "tools" else []
+            schemas = [tool.schema for tool in tools]
+            calls = backend.calls_per_turn(schemas, budget.calls_per_turn)
             answers = evaluate(
                 questions,
                 backend,
@@ -97,9 +101,9 @@ def run_agent_suite(
                 samples=samples,
                 done={(question, sample) for m, question, sample in records if m == mode},
                 tools=tools,
-                budget=budget,
+                budget=replace(budget, calls_per_turn=calls),
                 batch_size=batch_size,
-                error_role=backend.error_role([tool.schema for tool in tools]),
+                error_role=backend.error_role(schemas),
             )
             for answer in answers:
                 record = {"mode": mode, "kind": kinds[answer["question"]], **answer}
@@ -139,7 +143,8 @@ def results_table(results: Mapping[str, Any]) -> Table:
     if len(results["tasks"]) > 1:
         table.add_section()
         for task, row in results["tasks"].items():
-            table.add_row(f"pass@1 {task}", *(_shown(figures) for figures in row.values()))
+            # The user has named the task: brackets in it are no markup.
+            table.add_row(Text(f"pass@1 {task}"), *(_shown(figures) for figures in row.values()))
     if "difference" in results:
         strict = results["difference"]["strict"]
         table.caption = f"tools minus no tools, pass@1 strict: {_shown(strict)}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from focusft.errors import ConfigError, DataError
 from focusft.evaluation.items import SUITES, ItemSet, length_name
@@ -129,7 +130,8 @@ def comparison_table(comparison: dict[str, Any]) -> Table:
         cells = [*(row[length] for length in lengths), comparison["tasks"][task]]
         table.add_row(task, *map(_shown, cells))
     table.add_section()
-    table.caption = f"{comparison['run']} minus {comparison['baseline']}"
+    # A path may look like markup.
+    table.caption = Text(f"{comparison['run']} minus {comparison['baseline']}")
     table.add_row("mean", *map(_shown, [*comparison["lengths"].values(), comparison["overall"]]))
     return table
 

@@ -79,15 +79,13 @@ def decode(
         cache = _prefill(model, prompts, longest_reply, prefill_tokens, context_blocks)
         rows = list(range(len(prompts)))
         tokens = [prompt.input_ids[-1] for prompt in prompts]
-        positions_B = torch.tensor(
-            [len(prompt.input_ids) - 1 for prompt in prompts], device=model.device
-        )
+        positions = [len(prompt.input_ids) - 1 for prompt in prompts]
         going_on = rows
         while going_on:
             logits_BV = model(
                 input_ids=torch.tensor(tokens, device=model.device)[:, None],
                 attention_mask=cache.mask_with_next(),
-                position_ids=positions_B[:, None],
+                position_ids=torch.tensor(positions, device=model.device)[:, None],
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
@@ -96,15 +94,20 @@ def decode(
                 token if replies[row].is_done else replies[row].take(token)
                 for row, token in zip(rows, choose(logits_BV, rows), strict=True)
             ]
-            positions_B = positions_B + 1
+            # A row that is done stays in its place: beyond it the model may have no positions left,
+            # or other rotary frequencies for the whole batch.
+            positions = [
+                position if replies[row].is_done else position + 1
+                for row, position in zip(rows, positions, strict=True)
+            ]
             going_on = [place for place, row in enumerate(rows) if not replies[row].is_done]
             # Taking rows out copies the cache, so it waits until half of them are done.
             if going_on and 2 * len(going_on) <= len(rows):
                 kept_B = torch.tensor(going_on, device=model.device)
                 cache.batch_select_indices(kept_B)
-                positions_B = positions_B[kept_B]
                 rows = [rows[place] for place in going_on]
                 tokens = [tokens[place] for place in going_on]
+                positions = [positions[place] for place in going_on]
 
 
 class _ReservedLayer(DynamicLayer):

@@ -5,6 +5,7 @@ Shapes: B batch, V vocabulary.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.temperature):
+            raise ConfigError(f"--temperature: {self.temperature} is not finite; 0 is greedy")
         if self.temperature < 0:
             raise ConfigError(f"--temperature: {self.temperature} is negative; 0 is greedy")
         if not 0 < self.top_p <= 1:

@@ -10,21 +10,25 @@ import hashlib
 import json
 import os
 import random
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
 from transformers import PreTrainedTokenizerBase
+from urllib3.exceptions import ReadTimeoutError
 from urllib3.util import Retry
 
 from focusft.errors import ConfigError, UserError
 from focusft.evaluation.answers import opens_thinking, split_thinking
 from focusft.evaluation.generation import Completion, Message, Prompt, encode, render
+from focusft.evaluation.generation.model_facts import special_ids
 from focusft.evaluation.sampling import Sampling
 
 Api = Literal["completions", "chat"]
@@ -35,6 +39,20 @@ _TRIES = 6
 _RETRIED = (408, 429, 500, 502, 503, 504)
 _REFUSED = (400, 422)
 _NO_SUCH_ENDPOINT = (404, 405, 501)
+# vLLM and SGLang leave special tokens out of the text by default, and with them tags such as
+# [TOOL_CALLS], without which no call is found.
+_WITH_TAGS = {"skip_special_tokens": False}
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """What a server's answer says; None for what it does not count."""
+
+    text: str
+    thinking: str
+    finish_reason: str | None
+    prompt_tokens: int | None
+    tokens: int | None
 
 
 class ServerGenerator:
@@ -68,7 +86,8 @@ class ServerGenerator:
             template_options: More arguments of the chat template, such as enable_thinking.
             sampling: How tokens are picked; greedily if None.
             concurrency: Requests that are under way at one time.
-            timeout_s: Longest silence of the server, in seconds.
+            timeout_s: Longest silence of the server, in seconds. It says nothing until an answer
+                is finished.
             api: "completions" or "chat"; if None, chat where the server has no completions.
             key_variable: Environment variable that holds the API key, if one is needed.
 
@@ -79,6 +98,8 @@ class ServerGenerator:
             raise ConfigError("--chat: the tokenizer has no chat template; leave the option out")
         if concurrency < 1:
             raise ConfigError(f"--concurrency: {concurrency} is less than 1")
+        if timeout_s <= 0:
+            raise ConfigError(f"--server_timeout: {timeout_s} is not above 0; give seconds")
         if api is not None and api not in get_args(Api):
             raise ConfigError(f"--api: '{api}' is neither completions nor chat")
         self.base_url = _checked_url(base_url, key_variable)
@@ -93,7 +114,17 @@ class ServerGenerator:
         self._draws = random.Random(self.sampling.seed)
         self._key = os.environ.get(key_variable, "")
         self._session = _session(concurrency, self._key)
+        # What the server takes; None until that is known.
         self._sends_ids: bool | None = None
+        self._asks_for_tags: bool | None = None
+        dropped = special_ids(tokenizer)
+        self._dropped = re.compile(
+            "|".join(
+                re.escape(token.content)
+                for id_, token in tokenizer.added_tokens_decoder.items()
+                if id_ in dropped
+            )
+        )
 
     def describe(self) -> dict[str, Any]:
         """What a results file says of it."""
@@ -126,7 +157,7 @@ class ServerGenerator:
 
         Raises:
             UserError: The server cannot be reached, refuses a request, or does not go on from
-                what it was sent.
+                what it was sent. What was under way then is yielded first.
         """
         chosen = [
             index
@@ -143,8 +174,20 @@ class ServerGenerator:
             futures = {
                 executor.submit(self._complete, index, prompts[index]): index for index in others
             }
+            failure: BaseException | None = None
             for future in as_completed(futures):
-                yield futures[future], future.result()
+                if future.cancelled():
+                    continue
+                error = future.exception()
+                if error is None:
+                    yield futures[future], future.result()
+                elif failure is None:
+                    failure = error
+                    # Nothing more is sent; what is under way was paid for and is kept.
+                    for waiting in futures:
+                        waiting.cancel()
+            if failure is not None:
+                raise failure
         finally:
             executor.shutdown(cancel_futures=True)
 
@@ -161,41 +204,50 @@ class ServerGenerator:
         started = time.perf_counter()
         answer = None
         if self.api != "chat":
-            answer = self._from_text(body, text, ids)
+            answer = self._from_text(body, text, ids, wants_tags=bool(prompt.tools))
             if answer is None and self.api == "completions":
                 raise UserError(f"{self.base_url}: the server has no /completions; use --api chat")
         self.api = "chat" if answer is None else "completions"
         if answer is None:
             answer = self._from_messages(body, prompt)
         seconds = time.perf_counter() - started
-        choice, usage = self._read(answer)
+        reply = self._read(answer)
         if self.api == "completions" or prompt.answer_prefix:
-            self._check_count(number, usage.get("prompt_tokens"), len(ids), prompt)
-        written, thinking = (_whole(text) for text in _written(choice))
+            self._check_count(number, reply.prompt_tokens, len(ids), prompt)
+        written, thinking = reply.text, reply.thinking
         if not thinking:
             thinking, written = split_thinking(written, is_open=is_open)
+        if self.api == "completions" and prompt.tools:
+            written, thinking = (self._dropped.sub("", text) for text in (written, thinking))
+        tokens = reply.tokens
+        if tokens is None:
+            tokens = self._count(written) + self._count(thinking)
         return Completion(
             text=written,
-            prompt_tokens=usage.get("prompt_tokens", len(ids)),
-            tokens=usage.get("completion_tokens", self._count(written) + self._count(thinking)),
-            truncated=choice.get("finish_reason") == "length",
+            prompt_tokens=len(ids) if reply.prompt_tokens is None else reply.prompt_tokens,
+            tokens=tokens,
+            truncated=reply.finish_reason == "length",
             seconds=seconds,
             thinking=thinking,
             thinking_tokens=self._count(thinking),
         )
 
     def _from_text(
-        self, body: dict[str, Any], text: str, ids: list[int]
+        self, body: dict[str, Any], text: str, ids: list[int], *, wants_tags: bool
     ) -> requests.Response | None:
         """Answer of /completions; None if the server has no such endpoint."""
-        sends_ids = self._sends_ids is not False
-        if sends_ids:
-            response = self._post("completions", body | {"prompt": ids})
-            if self._sends_ids is None:
-                # Some servers take text only. Once ids were taken, a refusal is one of the prompt.
-                sends_ids = self._sends_ids = response.status_code not in _REFUSED
-        if not sends_ids:
-            response = self._post("completions", body | {"prompt": self._without_bos(text)})
+        # Some servers take text only, and some no key that OpenAI's API has not. Once a form was
+        # taken, a refusal is one of the prompt.
+        for_prompt = (True, False) if self._sends_ids is None else (self._sends_ids,)
+        for_tags = (True, False) if self._asks_for_tags is None else (self._asks_for_tags,)
+        for sends_ids, asks in product(for_prompt, for_tags if wants_tags else (False,)):
+            sent = {"prompt": ids if sends_ids else self._without_bos(text)}
+            response = self._post("completions", body | sent | (_WITH_TAGS if asks else {}))
+            if response.status_code not in _REFUSED:
+                break
+        self._sends_ids = sends_ids
+        if wants_tags:
+            self._asks_for_tags = asks
         if response.status_code in _NO_SUCH_ENDPOINT and not _names_model(response, self.model):
             return None
         return response
@@ -229,14 +281,19 @@ class ServerGenerator:
                 f"{self.base_url}/{endpoint}", json=body, timeout=(10, self._timeout_s)
             )
         except requests.exceptions.RequestException as error:
-            reason = self._one_line(_cause(error))
+            cause = _cause(error)
+            if isinstance(cause, ReadTimeoutError):
+                raise UserError(
+                    f"{self.base_url}: no answer from the server within {self._timeout_s:g} s; "
+                    "raise --server_timeout, or lower --concurrency"
+                ) from None
+            reason = self._one_line(str(cause))
             raise UserError(
                 f"{self.base_url}: no answer from the server after {_TRIES} tries ({reason}); is "
                 "it running there?"
             ) from None
 
-    def _read(self, response: requests.Response) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The choice and the usage of an answer."""
+    def _read(self, response: requests.Response) -> _Reply:
         if response.status_code != 200:
             raise UserError(
                 f"{self.base_url}: the server answered with status {response.status_code}: "
@@ -244,7 +301,15 @@ class ServerGenerator:
             )
         try:
             answer = response.json()
-            return answer["choices"][0], answer.get("usage") or {}
+            choice, usage = answer["choices"][0], answer.get("usage") or {}
+            text, thinking = (_whole(part) for part in _written(choice))
+            return _Reply(
+                text,
+                thinking,
+                choice.get("finish_reason"),
+                usage.get("prompt_tokens"),
+                usage.get("completion_tokens"),
+            )
         except (ValueError, LookupError, TypeError, AttributeError):
             raise UserError(
                 f"{self.base_url}: not an answer in OpenAI's format: "
@@ -367,9 +432,9 @@ def _as_openai(message: Message) -> Message:
     return {**message, "tool_calls": calls}
 
 
-def _cause(error: BaseException) -> str:
+def _cause(error: BaseException) -> BaseException:
     """The innermost reason of a connection error."""
     while error.args and isinstance(error.args[0], BaseException):
         error = error.args[0]
     reason = vars(error).get("reason")
-    return _cause(reason) if isinstance(reason, BaseException) else str(error)
+    return _cause(reason) if isinstance(reason, BaseException) else error

@@ -11,6 +11,18 @@ from focusft.errors import ConfigError, DataError
 from focusft.evaluation.run_files import replace_file
 
 SETTINGS_FILE = "settings.json"
+# How a server is reached: a run may go on with the same model at another address, or more gently.
+_NOT_COMPARED = frozenset(
+    {
+        "config.server",
+        "config.concurrency",
+        "config.api",
+        "config.server_timeout",
+        "generator.url",
+        "generator.concurrency",
+        "generator.api",
+    }
+)
 
 
 def note_settings(folder: Path, settings: dict[str, Any]) -> None:
@@ -20,6 +32,8 @@ def note_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Check that a run that was begun in the folder, if any, has these settings.
+
+    How a server is reached makes no difference; which model it serves does.
 
     Args:
         folder: Folder of the run.
@@ -39,6 +53,8 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
             error
         )
     for name, before, now in differences(earlier, json.loads(json.dumps(settings))):
+        if name in _NOT_COMPARED:
+            continue
         option = f"--{name.removeprefix('config.')}" if name.startswith("config.") else name
         raise ConfigError(
             f"{option}: the run in {folder} was begun with {_shown(before)}, not {_shown(now)}; "

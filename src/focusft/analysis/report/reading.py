@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ ANSWERS_FILES: dict[Kind, str] = {
     "ruler": "items.jsonl",
     "agent": "episodes.jsonl",
 }
+# Where `focusft train --merge_adapters` puts the model of a run: the final one, not one aside.
+MERGED = Path("merged")
 # A prompt can have a hundred thousand characters; the question stands at its end.
 _PROMPT_END = 400
 
@@ -83,7 +86,8 @@ def read_runs(paths: Sequence[Path]) -> Runs:
     """Read the results files in some folders, at any depth.
 
     A results file belongs to the training that made the model it is about, if that is still
-    there; otherwise to the training in the nearest folder above it; otherwise to the RUN.
+    there; otherwise to the training in the nearest folder above it; otherwise to the RUN. Only
+    what is about a training's own model counts as its method.
 
     Args:
         paths: Folders, or JSON files of benchmarks.
@@ -120,7 +124,7 @@ def read_runs(paths: Sequence[Path]) -> Runs:
             redact_text(_label(file, files, names, trainings)),
             redact_text(names[file.owner]),
             _method(file, trainings),
-            redact_text(_aside(file)),
+            redact_text(_aside(file, trainings)),
             redact(file.content),
             tuple(map(redact, _answers(file))),
         )
@@ -277,22 +281,56 @@ def _method(file: _File, trainings: Mapping[Path, dict[str, Any]]) -> Method:
     owner = trainings.get(file.owner)
     model = model_of(file.content)
     # What one run trained another may start from.
-    if file.kind != "training" and model and Path(model).resolve() not in trainings:
-        starts = [training["config"]["model_name_or_path"] for training in trainings.values()]
-        # One folder has many spellings; a hub id stays what it is.
-        if Path(model).resolve() in map(Path.resolve, map(Path, starts)):
-            return "untrained"
-    return trained_how(owner["config"]) if owner else "unknown"
+    if owner and (file.kind == "training" or _place_in_owner(file, owner) is not None):
+        return trained_how(owner["config"])
+    starts = [training["config"]["model_name_or_path"] for training in trainings.values()]
+    # One folder has many spellings; a hub id stays what it is.
+    if model and Path(model).resolve() in map(Path.resolve, map(Path, starts)):
+        return "untrained"
+    return "unknown"
 
 
-def _aside(file: _File) -> str:
+def _place_in_owner(file: _File, owner: Mapping[str, Any] | None) -> Path | None:
+    """Where in its owner's folder the model lies that a result is about; None if not there."""
+    model = model_of(file.content)
+    if model is None:
+        return None
+    path = Path(os.path.normpath(model))
+    here = path.resolve()
+    if here == file.owner:
+        return Path()
+    candidates = [(here, file.owner)]
+    if owner:
+        config = owner["config"]
+        # A training may have begun with a model in its own folder.
+        if here == Path(config["model_name_or_path"]).resolve():
+            return None
+        # Seen from here, or after the run was moved, what was written there may lead elsewhere: it
+        # is compared with the path that the training was told as well ..
+        if output_dir := config.get("output_dir"):
+            candidates.append((path, Path(os.path.normpath(output_dir))))
+    if not path.is_absolute():
+        # .. and with the end of the folder's own path.
+        candidates += [
+            (path, root)
+            for root in (path, *path.parents)
+            if root.parts == file.owner.parts[-len(root.parts) :]
+        ]
+    for place, root in candidates:
+        if place.is_relative_to(root):
+            inside = place.relative_to(root)
+            # A hub id looks like a path, but nothing lies there.
+            if path.is_absolute() or (file.owner / inside).exists():
+                return inside
+    return None
+
+
+def _aside(file: _File, trainings: Mapping[Path, dict[str, Any]]) -> str:
     """What keeps a result from being that of the run's final model in ordinary use."""
     if file.content.get("generator", {}).get("prefill", "causal") != "causal":
         return "bidirectional prefill"
-    model = Path(model_of(file.content) or "").resolve()
-    if file.kind in ABOUT_MODELS and file.owner in model.parents:
-        return str(model.relative_to(file.owner))
-    return ""
+    inside = _place_in_owner(file, trainings.get(file.owner)) or Path()
+    return str(inside) if file.kind in ABOUT_MODELS and inside not in (Path(), MERGED) else ""
 
 
 def _label(
@@ -302,17 +340,14 @@ def _label(
     trainings: Mapping[Path, dict[str, Any]],
 ) -> str:
     """The run's name; with the folder inside the run, or the file, where that is not enough."""
-    name = names[file.owner]
-    method = _method(file, trainings)
+    name = _name(file, names, trainings)
     if file.when:
-        return f"{name}, {file.when}"
-    if method == "untrained" and file.owner in trainings:
-        name += ", before training"
+        return name
     alike = [
         other
         for other in files
         if (other.kind, other.owner) == (file.kind, file.owner)
-        and _method(other, trainings) == method
+        and _name(other, names, trainings) == name
     ]
     if len(alike) == 1:
         return name
@@ -323,6 +358,20 @@ def _label(
     parent = file.path.parent.resolve()
     inside = parent.relative_to(file.owner) if parent.is_relative_to(file.owner) else parent.name
     return f"{name}/{inside}"
+
+
+def _name(file: _File, names: Mapping[Path, str], trainings: Mapping[Path, dict[str, Any]]) -> str:
+    """The run's name, and what model it is about where that is not the one it trained."""
+    name = names[file.owner]
+    if file.when:
+        return f"{name}, {file.when}"
+    if file.owner in trainings and file.kind in ABOUT_MODELS:
+        method = _method(file, trainings)
+        if method == "untrained":
+            return f"{name}, before training"
+        if method == "unknown":
+            return f"{name}, {Path(model_of(file.content) or 'unknown model').name}"
+    return name
 
 
 def _short_names(folders: Sequence[Path]) -> dict[Path, str]:

@@ -21,7 +21,7 @@ class Completion:
         truncated: It ran out of tokens.
         seconds: Its share of the time of its batch.
         thinking: What stood between <think> and </think>, or after a <think> that never ended.
-        thinking_tokens: Tokens of the thinking, tags included.
+        thinking_tokens: Tokens of the thinking, tags included where each is one token.
     """
 
     text: str

@@ -20,12 +20,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from focusft.analysis.report.redaction import redact_text
 from focusft.data.template import ChatTemplate
 from focusft.errors import ConfigError, DataError, UnsupportedModelError
-from focusft.evaluation.answers import Answer, Limits, ThinkingTags, opens_thinking, without_tags
+from focusft.evaluation.answers import (
+    Answer,
+    Limits,
+    ThinkingTags,
+    opens_thinking,
+    split_thinking,
+    without_tags,
+)
 from focusft.evaluation.batching import BatchSizes, is_out_of_memory
 from focusft.evaluation.decoding import Encoded, decode
 from focusft.evaluation.generation.interface import Completion
 from focusft.evaluation.generation.model_facts import (
     most_positions,
+    rope_switch,
     special_ids,
     stop_ids,
     weights_fingerprint,
@@ -126,6 +134,7 @@ class LocalGenerator:
         self._stop_ids = stop_ids(model, tokenizer)
         self._dropped_ids = special_ids(tokenizer)
         self._positions = most_positions(model.config)
+        self._rope_switch = rope_switch(model.config)
         self._draws = random.Random(f"{self.sampling.seed}")
         if model.dtype is torch.bfloat16 and model.device.type == "cpu":
             warn_if_bfloat16_is_slow("dtype", "use float32")
@@ -172,11 +181,29 @@ class LocalGenerator:
 
     def _cut(self, waiting: list[_Job]) -> list[list[_Job]]:
         batches = []
-        while waiting:
-            size = self._sizes.next([job.length for job in waiting])
-            batches.append(waiting[:size])
-            waiting = waiting[size:]
+        for alike in self._apart(waiting):
+            while alike:
+                size = self._sizes.next([job.length for job in alike])
+                batches.append(alike[:size])
+                alike = alike[size:]
         return batches
+
+    def _apart(self, jobs: list[_Job]) -> list[list[_Job]]:
+        """Jobs that get the same rotary frequencies throughout, whatever else is in the batch.
+
+        transformers picks the frequencies of a call by the longest position in it. One that
+        reaches the other frequencies while it is answered takes all others along: it goes alone.
+        """
+        if self._rope_switch is None:
+            return [jobs]
+        groups: dict[tuple[bool, int | None], list[_Job]] = {}
+        for job in jobs:
+            # Neither is the last token of the prompt prefilled nor that of the answer decoded.
+            starts_beyond = job.prompt_tokens - 1 > self._rope_switch
+            ends_beyond = job.length - 1 > self._rope_switch
+            alone = job.index if starts_beyond != ends_beyond else None
+            groups.setdefault((ends_beyond, alone), []).append(job)
+        return list(groups.values())
 
     def _decoding_cost(self, batches: list[list[_Job]]) -> int:
         return self._sizes.decoding_cost(
@@ -203,7 +230,11 @@ class LocalGenerator:
         """
         if batches is None:
             batches = self.batches(prompts)
-        waiting = deque([self._job(index, prompts[index]) for index in batch] for batch in batches)
+        waiting = deque(
+            alike
+            for batch in batches
+            for alike in self._apart([self._job(index, prompts[index]) for index in batch])
+        )
         while waiting:
             batch = waiting.popleft()
             if rest := batch[self._sizes.most :]:
@@ -282,14 +313,21 @@ class LocalGenerator:
     def _completion(self, job: _Job, answer: Answer, seconds: float) -> Completion:
         thinking = self._text(answer.tokens[: answer.thinking_tokens])
         text = self._text(answer.tokens[answer.thinking_tokens :])
+        thinking_tokens = answer.thinking_tokens
+        if thinking:
+            thinking, text = without_tags(thinking), text.lstrip("\n")
+        elif not thinking_tokens:
+            # Where the tags are no single tokens, only the text shows them.
+            thinking, text = split_thinking(text, is_open=job.is_thinking)
+            thinking_tokens = len(tokenise(self.tokenizer, thinking, chat=True))
         return Completion(
-            text=text.lstrip("\n") if thinking else text,
+            text=text,
             prompt_tokens=job.prompt_tokens,
             tokens=len(answer.tokens),
             truncated=not answer.is_stopped,
             seconds=seconds,
-            thinking=without_tags(thinking),
-            thinking_tokens=answer.thinking_tokens,
+            thinking=thinking,
+            thinking_tokens=thinking_tokens,
         )
 
     def _text(self, tokens: Sequence[int]) -> str:

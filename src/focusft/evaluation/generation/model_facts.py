@@ -45,3 +45,16 @@ def most_positions(of_model: PretrainedConfig) -> int | None:
         return positions
     original = rope.get("original_max_position_embeddings") or positions
     return max(positions, int(original * (rope.get("factor") or 1)))
+
+
+def rope_switch(of_model: PretrainedConfig) -> int | None:
+    """Positions beyond which a model has other rotary frequencies; None if they stay the same."""
+    config = of_model.get_text_config(decoder=True).to_dict()
+    rope = config.get("rope_parameters") or {}
+    # transformers compares dynamic frequencies with another length than those of longrope.
+    name = {
+        "longrope": "original_max_position_embeddings",
+        "dynamic": "max_position_embeddings",
+    }.get(rope.get("rope_type", ""))
+    found: int | None = {**config, **rope}.get(name) if name else None
+    return found

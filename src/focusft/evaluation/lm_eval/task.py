@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from focusft.errors import ConfigError
 from focusft.evaluation import babilong, ruler
+from focusft.evaluation.answers import opens_thinking, split_thinking
 from focusft.evaluation.generation import Prompt, render
 from focusft.evaluation.items import Item, ItemSet, make_items
 from focusft.evaluation.lm_eval.files import metrics
@@ -62,6 +63,9 @@ class BenchmarkTask(Task):
         )
         # lm-eval asks how many there are before it says whether there is a chat template.
         self._docs: Iterable[Any] = range(_whole_number(metadata, "samples"))
+        self._opens_thinking = False
+        # With this option lm-eval takes off the thinking, if it ended.
+        self._keeps_thinking = metadata.get("think_end_token") is None
 
     def download(self, *_: Any) -> None:
         """Nothing is downloaded here."""
@@ -108,6 +112,8 @@ class BenchmarkTask(Task):
         self._render = partial(
             render, tokenizer, chat=apply_chat_template, template_options=template_options
         )
+        turn = Prompt(({"role": "user", "content": "?"},))
+        self._opens_thinking = apply_chat_template and opens_thinking(self._render(turn))
         prose = metadata.get("prose", ())
         items = make_items(
             self._suite,
@@ -153,6 +159,8 @@ class BenchmarkTask(Task):
                     f"--model: {self._suite} {self._task} continues a text, and this backend takes "
                     "messages only; use hf, vllm or local-completions"
                 )
+            # A server may take the thinking off as well.
+            self._keeps_thinking = False
             return text
         text += doc["answer_prefix"]
         message = {"role": "user", "content": doc["prompt"]}
@@ -182,9 +190,11 @@ class BenchmarkTask(Task):
         return list(doc["references"])
 
     def process_results(self, doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-        """Score one output, from 0 to 1."""
+        """Score one output without its thinking, from 0 to 1."""
         (output,) = results
-        score = score_output(Item(**doc), output)
+        is_open = self._opens_thinking and (self._keeps_thinking or "</think>" in output)
+        _, answer = split_thinking(output, is_open=is_open)
+        score = score_output(Item(**doc), answer)
         found = {"score": score.score, "no_answer": float(score.no_answer)}
         return found if score.lenient is None else found | {"score_lenient": score.lenient}
 
