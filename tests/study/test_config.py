@@ -56,6 +56,17 @@ def test_an_evaluation_like_another(write_study):
     assert study.arm("b").evaluations == (needle,)
 
 
+def test_a_flag_that_is_off_has_no_word_unless_the_command_knows_one(write_study):
+    probe = {"data": "train.jsonl", "with_fast_weights": False}
+    study = load_study(
+        write_study(probe=probe, evaluations=[{"name": "x", **SUITE, "chat": False}])
+    )
+    assert study.probe == {"data": "train.jsonl"}
+    assert study.arms[0].evaluations[0].options["chat"] is False
+    study = load_study(write_study(probe=probe | {"with_fast_weights": True}))
+    assert study.probe["with_fast_weights"] is True
+
+
 def test_training_options_from_a_file(write_study):
     Path("recipe.yaml").write_text(
         "train_data: train.jsonl\nseed: 9\noutput_dir: x\nmax_length: 99"
@@ -92,6 +103,8 @@ def test_training_options_from_a_file(write_study):
         ({"evaluations": [{"name": "x", "like": "y"}]}, "x: like: there is no evaluation 'y'"),
         ({"probe": {"samples": 3}}, "probe: data: missing"),
         ({"probe": {"data": "train.jsonl", "mask": 3}}, "probe: unknown option 'mask'"),
+        ({"probe": {"data": "train.jsonl", "with_fast_weights": 3}}, "probe: .* does not know 3;"),
+        ({"probe": {"data": "train.jsonl", "samples": False}}, "probe: .* know --no-samples;"),
         ({"tune": {"option": "learning_rate"}}, "tune: values: missing"),
         (
             {"tune": {"option": "learning_rate", "values": [1], "evaluation": "needle",

@@ -1,5 +1,6 @@
 """Options from YAML and the command line."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,50 @@ def test_the_resolved_options_load_again(tmp_path):
     assert again.resolved() == config.resolved()
 
 
+OF_TRANSFORMERS = {
+    "learning_rate": 5e-5,
+    "num_train_epochs": 3,
+    "seed": 42,
+    "gradient_accumulation_steps": 1,
+    "per_device_train_batch_size": 8,
+    "per_device_eval_batch_size": 8,
+    "weight_decay": 0,
+    "warmup_steps": 0,
+    "lr_scheduler_type": "linear",
+    "logging_steps": 500,
+    "save_total_limit": None,
+    "logging_nan_inf_filter": True,
+    "accelerator_config": {"split_batches": True},
+    "debug": "underflow_overflow",
+}
+
+
+def test_the_resolved_options_load_again_where_they_are_the_defaults_of_transformers(tmp_path):
+    given, resolved = tmp_path / "given.yaml", tmp_path / "resolved.yaml"
+    own = {"train_data": "a", "output_dir": str(tmp_path), "use_cpu": True}
+    given.write_text(yaml.safe_dump(own | OF_TRANSFORMERS))
+    config = load_train_config(given)
+    resolved.write_text(yaml.safe_dump(config.resolved()))
+    again = load_train_config(resolved)
+    for option in dataclasses.fields(config):
+        if option.init:
+            assert vars(again)[option.name] == vars(config)[option.name], option.name
+
+
+@pytest.mark.parametrize(
+    ("options", "is_higher_better"),
+    [
+        ({"metric_for_best_model": "loss"}, False),
+        ({"metric_for_best_model": "eval_loss_bidirectional"}, False),
+        ({"metric_for_best_model": "loss_bidirectional", "greater_is_better": True}, True),
+        ({}, None),
+    ],
+)
+def test_the_best_loss_is_the_lowest(tmp_path, options, is_higher_better):
+    config = FocuSFTConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", **options)
+    assert config.greater_is_better is is_higher_better
+
+
 BASE = ["--train_data", "a.jsonl", "--output_dir", "out", "--use_cpu"]
 BAD_ARGUMENTS = {
     "no such file": ([*BASE, "--accelerator_config", "0"], "No such file"),
@@ -48,6 +93,12 @@ BAD_ARGUMENTS = {
     "no data": (["--output_dir", "out"], "train_data: missing"),
     "no folder": (["--train_data", "a.jsonl"], "output_dir: missing"),
     "length": ([*BASE, "--max_length", "1"], "max_length"),
+    "resume from": ([*BASE, "--resume_from_checkpoint", "a"], "from the newest checkpoint in outp"),
+    "columns": ([*BASE, "--remove_unused_columns"], "remove_unused_columns: .* leave it out"),
+    "no batches": ([*BASE, "--gradient_accumulation_steps=0"], "steps: 0 must be 1 or more"),
+    "no rows": ([*BASE, "--per_device_train_batch_size=0"], "size: 0 must be 1 or more"),
+    "no rows of val_data": ([*BASE, "--per_device_eval_batch_size=0"], "size: 0 must be 1 or more"),
+    "metric": ([*BASE, "--metric_for_best_model=accuracy"], "not one of loss, loss_bidirectional"),
     "negative": ([*BASE, "--num_inner_steps", "-1"], "num_inner_steps"),
 }
 

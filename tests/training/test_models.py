@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants as hub_constants
+from tokenizers import AddedToken
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from focusft.errors import UnsupportedModelError, UserError
@@ -225,6 +226,21 @@ def test_bad_tokenizers(folder):
     one_line(lambda: load_tokenizer(folder), "tokenizer cannot be read")
     file.unlink()
     one_line(lambda: load_tokenizer(folder), "no tokenizer")
+
+
+def test_an_added_token_may_lack_an_embedding_while_nothing_uses_it(folder, caplog):
+    tokenizer = tiny_tokenizer()
+    embeddings = len(tokenizer)
+    tokenizer.add_tokens([AddedToken("<image_soft_token>", special=True)])
+    tokenizer.save_pretrained(folder)
+    assert load_tokenizer(folder).convert_tokens_to_ids("<image_soft_token>") == embeddings
+    assert f"id {embeddings} ('<image_soft_token>')" in caplog.text
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text() + "<image_soft_token>")
+    one_line(lambda: load_tokenizer(folder), f"id {embeddings}", f"embeddings({embeddings + 1})")
+    tokenizer.pad_token = "<image_soft_token>"
+    tokenizer.save_pretrained(folder)
+    one_line(lambda: load_tokenizer(folder), f"id {embeddings}", f"embeddings({embeddings + 1})")
 
 
 # --- GGUF -----------------------------------------------------------------------------------------

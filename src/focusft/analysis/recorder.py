@@ -192,7 +192,8 @@ def _evenly(positions: Tensor, most: int | None) -> Tensor:
 
 def _stack(layers: Sequence[RowFigures], queries: int) -> QueryDilution:
     def stacked(tensors: Sequence[Tensor]) -> Tensor:
-        return torch.stack(list(tensors)).double().cpu()
+        # float64 on the CPU: Apple's GPUs have none.
+        return torch.stack(list(tensors)).cpu().double()
 
     return QueryDilution(
         stacked([layer.figures_HF for layer in layers]),

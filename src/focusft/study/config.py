@@ -238,8 +238,7 @@ def _evaluations(value: Any, common: Sequence[Evaluation], where: str) -> tuple[
             raise ConfigError(f"{place}: suite: {options['suite']!r} is none of babilong, ruler")
         # Items must not follow a default that a later version may change.
         options.setdefault("seed", 42)
-        _check_command("eval", options, place)
-        found.append(Evaluation(name, options))
+        found.append(Evaluation(name, _command_options("eval", options, place)))
     return tuple(found)
 
 
@@ -253,8 +252,7 @@ def _probe(value: Any, path: Path) -> dict[str, Any] | None:
         raise ConfigError(f"{where}: data: missing; name a file of conversations")
     if isinstance(options["data"], list):
         options = {**options, "data": ",".join(map(str, options["data"]))}
-    _check_command("probe", options, where)
-    return options
+    return _command_options("probe", options, where)
 
 
 def _tunings(
@@ -315,8 +313,8 @@ def _validation(
                 f"{where}: items_seed: {seed} is that of an evaluation, whose items must not "
                 "choose the options; use another"
             )
-        found.append(Evaluation(name, by_name[name].options | changes | {"seed": seed}))
-        _check_command("eval", found[-1].options, f"{where}: {name}")
+        changed = by_name[name].options | changes | {"seed": seed}
+        found.append(Evaluation(name, _command_options("eval", changed, f"{where}: {name}")))
     return tuple(found)
 
 
@@ -337,19 +335,32 @@ def _refuse(options: Iterable[str], names: Sequence[str], where: str) -> None:
             raise ConfigError(f"{where}: {name}: the study sets it itself; leave it out")
 
 
-def _check_command(command: str, options: Mapping[str, Any], where: str) -> None:
-    """Let the command's own parser look at its options."""
+def _command_options(command: str, options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The options after a look of the command's own parser, without flags that are off.
+
+    Such a flag has no word for false, unlike one with `--no-`.
+    """
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            parsed, _ = make_parser().parse_known_args(
+            parsed, unknown = make_parser().parse_known_args(
                 [command, "MODEL", *command_words(options), "--out", "OUT"]
             )
     except SystemExit:
         problem = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
         raise ConfigError(f"{where}: {problem}") from None
+    off = []
     for name in options:
         # The parser takes abbreviations; two spellings of one option would be two settings.
         if name not in vars(parsed):
             otherwise = f"see 'focusft {command} --help'"
             raise ConfigError(f"{where}: {unknown_option(name, vars(parsed), otherwise)}")
+        if f"--no-{name}" in unknown and vars(parsed)[name] is False:
+            unknown.remove(f"--no-{name}")
+            off.append(name)
+    if unknown:
+        raise ConfigError(
+            f"{where}: 'focusft {command}' does not know {' '.join(unknown)}; give each option "
+            f"a value that it takes, see 'focusft {command} --help'"
+        )
+    return {name: value for name, value in options.items() if name not in off}

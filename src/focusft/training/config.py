@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 import yaml
 from transformers import TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 from focusft.errors import ConfigError
 from focusft.method.config import FocusConfig
@@ -21,6 +22,8 @@ from focusft.training.checkpointing import Checkpointing
 from focusft.training.option_names import unknown_option
 
 METHOD_OPTIONS = tuple(option.name for option in dataclasses.fields(FocusConfig))
+# What a validation gives for choosing a checkpoint.
+_VALIDATION_LOSSES = ("loss", "loss_bidirectional")
 
 
 @dataclass
@@ -95,6 +98,9 @@ class FocuSFTConfig(TrainingArguments, FocusConfig):
         self.use_cpu |= not torch.accelerator.is_available()
         if self.save_strategy == "best" and self.metric_for_best_model is None:
             self.metric_for_best_model = "loss"
+        # transformers takes only names that end in "loss" for losses, and would keep the worst.
+        if (self.metric_for_best_model or "").endswith("loss_bidirectional"):
+            self.greater_is_better = bool(self.greater_is_better)
         TrainingArguments.__post_init__(self)
 
     def focus_config(self) -> FocusConfig:
@@ -129,15 +135,17 @@ class FocuSFTConfig(TrainingArguments, FocusConfig):
         return "selective" if is_selective and self.inner_order == 1 else "none"
 
     def resolved(self) -> dict[str, Any]:
-        """Every option that differs from the defaults of transformers or belongs to FocuSFT."""
-        own = {f.name for f in dataclasses.fields(self)} - {
-            f.name for f in dataclasses.fields(TrainingArguments)
-        }
+        """Every option but those with a default of transformers that is FocuSFT's as well.
+
+        As YAML it gives the same options again.
+        """
+        default = {f.name: f.default for f in dataclasses.fields(self)}
         stock = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
         values = {
-            name: value.value if isinstance(value, Enum) else value
+            name: _plain(value)
             for name, value in vars(self).items()
-            if name in own or (name in stock and value != stock[name])
+            if name in default
+            and not (value == default[name] == stock.get(name, dataclasses.MISSING))
         }
         # Secrets stay out of files; the deprecated names repeat activation_checkpointing.
         left_out = ("hub_token", "gradient_checkpointing", "gradient_checkpointing_kwargs")
@@ -215,6 +223,29 @@ class TrainConfig(FocuSFTConfig):
             raise ConfigError(f"lora_dropout: {self.lora_dropout} must be in [0, 1)")
         if self.output_dir is None:
             raise ConfigError("output_dir: missing; name the folder for checkpoints and results")
+        if self.resume_from_checkpoint is not None:
+            raise ConfigError(
+                "resume_from_checkpoint: leave it out: focusft train goes on from the newest "
+                "checkpoint in output_dir by itself; to start anew from a checkpoint's weights, "
+                "name it in model_name_or_path"
+            )
+        if self.remove_unused_columns:
+            raise ConfigError(
+                "remove_unused_columns: would remove the turns of the conversations, which "
+                "training needs; leave it out"
+            )
+        for option in (
+            "gradient_accumulation_steps",
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+        ):
+            if vars(self)[option] < 1:
+                raise ConfigError(f"{option}: {vars(self)[option]} must be 1 or more")
+        metric = self.metric_for_best_model
+        if metric is not None and metric.removeprefix("eval_") not in _VALIDATION_LOSSES:
+            raise ConfigError(
+                f"metric_for_best_model: {metric!r} is not one of {', '.join(_VALIDATION_LOSSES)}"
+            )
         try:
             super().__post_init__()
         except ConfigError:
@@ -398,6 +429,18 @@ def _coerce(value: Any, hint: Any) -> Any:
     }
     expected = " or ".join(names[kind] for kind in kinds if kind in names)
     raise ValueError(f"{value!r} is not {expected}")
+
+
+def _plain(value: Any) -> Any:
+    """A value of an option as YAML has it."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    # The default is made anew of none given.
+    if isinstance(value, AcceleratorConfig) and value != AcceleratorConfig():
+        return value.to_dict()
+    return value
 
 
 def _flatten(hint: Any) -> list[Any]:

@@ -132,7 +132,7 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
 
     Raises:
         UserError: no tokenizer is there, it is damaged, gives no character offsets, has neither
-            pad nor eos token, or knows ids that the model has no embedding for.
+            pad nor eos token, or gives ids that the model has no embedding for.
     """
     folder = tokenizer_folder(name_or_path)
     if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
@@ -177,11 +177,27 @@ def _find_pad_token(tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
 def _check_vocabulary(
     tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, folder: Path
 ) -> None:
+    """Added tokens may lack an embedding, as in Gemma 3 without images, while nothing uses them."""
     embeddings = config.get_text_config().vocab_size
-    token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    if highest >= embeddings:
+    lacking = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= embeddings)
+    template = str(tokenizer.chat_template or "")
+    special = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
+    needed = [
+        (i, token)
+        for i, token in lacking
+        if i not in tokenizer.added_tokens_decoder or token in special or token in template
+    ]
+    if needed:
+        (highest, _), (last, token) = lacking[-1], needed[-1]
         raise UserError(
-            f"{folder}: the tokenizer knows id {highest} ({token!r}) but the model has "
+            f"{folder}: the tokenizer knows id {last} ({token!r}) but the model has "
             f"{embeddings} embeddings; call model.resize_token_embeddings({highest + 1}) and save "
             "the model, or use the tokenizer that belongs to it"
+        )
+    if lacking:
+        logger.warning(
+            "%s: the model has %d embeddings, none for %s; text must not have these tokens",
+            folder,
+            embeddings,
+            ", ".join(f"id {i} ({token!r})" for i, token in lacking),
         )

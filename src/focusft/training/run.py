@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from datasets import Dataset
 from rich.console import Console
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from focusft.data import prepare_dataset
 from focusft.data.marked import read_marked
@@ -68,6 +69,8 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
             f"dtype: the weights of {config.model_name_or_path} are float16, in which AdamW's "
             "steps go wrong; set dtype to float32 or bfloat16"
         )
+    for split, dataset in datasets.items():
+        _refuse_ids_without_embedding(f"{split}_data", dataset, model, tokenizer)
     has_own_config = not config.use_peft or config.merge_adapters
     if (added := add_stop_ids(model, tokenizer)) and has_own_config:
         tokens = ", ".join(tokenizer.convert_ids_to_tokens(added))
@@ -112,6 +115,24 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
             merged = save_merged(config, folder)
             console.print(f"model with its adapters merged: {merged}", soft_wrap=True)
     return results
+
+
+def _refuse_ids_without_embedding(
+    option: str, dataset: Dataset, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Text may hold a token that `load_tokenizer` only warned of."""
+    embeddings = model.config.get_text_config().vocab_size
+    column = dataset.select_columns("input_ids").with_format("arrow")
+    for table in column.iter(batch_size=10_000):
+        for rows in table["input_ids"].chunks:
+            highest = int(rows.flatten().to_numpy().max(initial=0))
+            if highest >= embeddings:
+                token = tokenizer.convert_ids_to_tokens(highest)
+                raise ConfigError(
+                    f"{option}: the text has the token {token!r} (id {highest}), but the model has "
+                    f"{embeddings} embeddings; take it out of the text, or call "
+                    f"model.resize_token_embeddings({highest + 1}) and save the model"
+                )
 
 
 def _find_checkpoint(config: TrainConfig, folder: Path, console: Console) -> str | None:

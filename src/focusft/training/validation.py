@@ -70,7 +70,8 @@ def validation_losses(
     """
     model: Any = trainer.model
     model.eval()
-    totals = torch.zeros(3, dtype=torch.float64, device=trainer.args.device)
+    # On the CPU: Apple's GPUs have no float64.
+    totals = torch.zeros(3, dtype=torch.float64)
     has_mask = True
     for batch, counts in _batches(trainer, dataset):
         inputs = trainer._prepare_inputs(batch)
@@ -84,10 +85,10 @@ def validation_losses(
                 has_mask = False
                 logger.warning("no loss with bidirectional context: %s", error)
         if counts:
-            totals += torch.stack([causal.double(), bidirectional.double(), count.double()])
-    causal_sum, bidirectional_sum, tokens = (
-        trainer.accelerator.gather(totals[None]).sum(dim=0).tolist()
-    )
+            totals += torch.stack([each.cpu().double() for each in (causal, bidirectional, count)])
+    if trainer.args.world_size > 1:
+        totals = trainer.accelerator.gather(totals[None].to(trainer.args.device)).sum(dim=0)
+    causal_sum, bidirectional_sum, tokens = totals.tolist()
     count = max(tokens, 1)
     return causal_sum / count, bidirectional_sum / count if has_mask else None, int(tokens)
 
