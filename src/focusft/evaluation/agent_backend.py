@@ -108,12 +108,7 @@ class GeneratorBackend:
             {"role": "assistant", "content": "", "tool_calls": calls},
             *answers,
         ]
-        shown, schemas = with_tools(self.tokenizer, messages, tools)
-        try:
-            ChatTemplate(self.tokenizer, schemas).render(shown, add_generation_prompt=True)
-        except DataError:
-            return 1
-        return most
+        return 1 if self._rendered(messages, tools) is None else most
 
     def error_role(self, tools: list[dict[str, Any]]) -> str:
         """Role of a message that answers a call that could not be made.
@@ -125,9 +120,12 @@ class GeneratorBackend:
             {"role": "assistant", "content": "probe_call"},
             {"role": "tool", "content": "probe_error"},
         ]
+        return "tool" if "probe_error" in (self._rendered(messages, tools) or "") else "user"
+
+    def _rendered(self, messages: list[Message], tools: list[dict[str, Any]]) -> str | None:
+        """What the chat template makes of messages; None where it refuses them."""
         shown, schemas = with_tools(self.tokenizer, messages, tools)
         try:
-            text = ChatTemplate(self.tokenizer, schemas).render(shown, add_generation_prompt=True)
+            return ChatTemplate(self.tokenizer, schemas).render(shown, add_generation_prompt=True)
         except DataError:
-            return "user"
-        return "tool" if "probe_error" in text else "user"
+            return None

@@ -50,9 +50,9 @@ def pass_at_k_estimate(
 ) -> Estimate:
     """pass@k over questions, with an interval that says how other questions would change it.
 
-    The interval is the percentile bootstrap over questions. Where all questions have
-    the same value, a bootstrap has nothing to vary and would claim certainty: there it is Wilson's
-    interval of that many questions.
+    The interval is the percentile bootstrap over questions. Where all questions have the same
+    value, a bootstrap has nothing to vary and would claim certainty: there it is Wilson's interval
+    of that many questions.
 
     Args:
         counts: For each question the answers sampled and the right ones among them.
