@@ -68,6 +68,84 @@ def test_a_gpqa_file_with_and_without_tools(model, gpqa_file, tmp_path, capsys):
     assert "--samples" in capsys.readouterr().err
 
 
+def write_run(folder, right, *, kinds=None, suite="agent", **config):
+    """A finished run: `right` has the answers of each question by mode."""
+    folder.mkdir()
+    count = len(next(iter(right.values())))
+    kinds = kinds or ["heat"] * count
+    results = {
+        "suite": suite,
+        "modes": {mode: {} for mode in right},
+        "config": {"prefill": "causal", "max_new_tokens": 8} | config,
+        "questions": {"n": count, "sha256": "of the questions"},
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    with (folder / "episodes.jsonl").open("w") as lines:
+        for mode, questions in right.items():
+            for number, answers in enumerate(questions):
+                for sample, found in enumerate(answers):
+                    row = {
+                        "mode": mode,
+                        "kind": kinds[number],
+                        "question": f"q{number}",
+                        "sample": sample,
+                        "right": {"strict": found > 1, "lenient": found > 0},
+                    }
+                    lines.write(json.dumps(row) + "\n")
+
+
+def test_two_runs_are_compared_question_by_question(tmp_path, capsys):
+    # 2 is right by both rules, 1 by the lenient one, 0 by none.
+    kinds = ["[heat]", "[heat]", "dilution", "dilution"]
+    one = {"tools": [[2, 2], [2, 0], [2, 2], [1, 1]], "no_tools": [[0, 0]] * 4}
+    other = {"tools": [[0], [2], [2], [0]], "no_tools": [[0]] * 4}
+    write_run(tmp_path / "run", one, kinds=kinds, prefill="bidirectional", model="a")
+    write_run(tmp_path / "base", other, kinds=kinds, model="b")
+    compare = ["eval", "--out", str(tmp_path / "run"), "--compare", str(tmp_path / "base")]
+    assert main(compare) == 0
+    said = capsys.readouterr().out
+    assert "tools, strict" in said and "no tools, [heat]" in said
+    assert "--prefill: bidirectional, baseline causal" in said and "--model" not in said
+    found = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    strict, lenient = (found["modes"]["tools"][rule] for rule in ("strict", "lenient"))
+    assert (strict["score"], strict["baseline"], strict["difference"]) == (0.625, 0.5, 0.125)
+    assert (strict["relative"], strict["n"], strict["better"], strict["worse"]) == (0.25, 4, 1, 1)
+    assert strict["low"] < 0 < strict["high"]
+    assert (lenient["score"], lenient["difference"]) == (0.875, 0.375)
+    assert found["tasks"]["[heat]"]["tools"]["difference"] == 0.25
+    assert found["tasks"]["dilution"]["tools"]["low"] is None
+    assert found["modes"]["no_tools"]["strict"]["relative"] is None
+    assert found["settings"] == {"prefill": ["bidirectional", "causal"]}
+
+
+def test_runs_that_cannot_be_compared(model, gpqa_file, tmp_path, capsys):
+    write_run(tmp_path / "run", {"tools": [[2]]})
+    write_run(tmp_path / "without", {"no_tools": [[2]]})
+    write_run(tmp_path / "longer", {"tools": [[2], [0]]})
+    write_run(tmp_path / "ruler", {"tools": [[2]]}, suite="ruler")
+
+    def problem(baseline, *arguments):
+        if not arguments:
+            arguments = ("eval", "--out", str(tmp_path / "run"))
+        assert main([*arguments, "--compare", str(tmp_path / baseline)]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        return line
+
+    assert "has no tools only, and this run has not; run both with --both" in problem("without")
+    assert "has not the questions of this run (2 there, 1 here)" in problem("longer")
+    assert "is of --suite ruler and" in problem("ruler")
+    # Before the model is asked anything.
+    asked = ("eval", str(model), "--suite", "agent", "--questions", str(gpqa_file), "--no_tools")
+    out = ("--out", str(tmp_path / "new"))
+    assert "(1 there, 3 here)" in problem("run", *asked, *out)
+    assert "--compare: " + str(tmp_path / "ruler") in problem("ruler", *asked, *out)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "longer" / "episodes.jsonl").write_text("{}\n")
+    assert "episodes.jsonl: cannot be read" in problem(
+        "longer", "eval", "--out", str(tmp_path / "longer")
+    )
+
+
 class Server(BaseHTTPRequestHandler):
     """Calls the tool when it is asked a question, and answers A when it has the result."""
 
@@ -159,7 +237,7 @@ def test_made_conversations_are_questions_and_training_data(model, tmp_path, cap
         ("gpqa.csv", ("--samples", "0"), "--samples: 0 is less than 1"),
         ("gpqa.csv", ("--turns", "0"), "budget turns: 0"),
         ("gpqa.csv", ("--no-chat",), "--no-chat: the tool loop needs"),
-        ("gpqa.csv", ("--compare", "x"), "--compare: is for babilong and ruler"),
+        ("gpqa.csv", ("--compare", "nowhere"), "--compare: nowhere: no finished run"),
         ("gpqa.csv", ("--sandbox", "chroot"), "--sandbox: 'chroot' is none of"),
         ("gpqa.csv", ("--sandbox", "unprotected"), "read and delete your files"),
         ("gpqa.csv", ("--sandbox", "http://127.0.0.1:9"), "no SandboxFusion server answers"),

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from focusft.errors import ConfigError, DataError
-from focusft.evaluation.questions import fingerprint, load_questions, select_questions
+from focusft.evaluation.questions import describe, load_questions, select_questions
 from tests.data.test_tool_use import make
 
 META = {"id": "a", "question": "1 + 1?", "options": ["1", "2"], "answer": "B"}
@@ -28,8 +28,9 @@ def test_generated_conversations_are_questions(tmp_path):
     assert [q for q in questions if q.domain == "Physics" or q.kind == "product"] == chosen
     with pytest.raises(ConfigError, match="--tasks: 'colour' is none of Biology"):
         select_questions(questions, ["Physics", "colour"])
-    assert fingerprint(questions) == fingerprint(list(questions))
-    assert fingerprint(questions) != fingerprint(questions[1:])
+    assert describe(questions) == describe(list(questions))
+    assert describe(questions)["n"] == len(questions)
+    assert describe(questions)["sha256"] != describe(questions[::-1])["sha256"]
 
 
 @pytest.mark.parametrize(

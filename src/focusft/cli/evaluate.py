@@ -208,11 +208,24 @@ def _generator(options: argparse.Namespace, tokenizer: Any, *, chat: bool) -> Ge
 
 
 def _compare(options: argparse.Namespace, console: Console) -> None:
-    from focusft.evaluation.compare import compare_runs, comparison_table
+    from focusft.evaluation import agent_compare, compare
+    from focusft.evaluation.items import SUITES
     from focusft.training.provenance import write_json
 
-    comparison = compare_runs(options.out, options.compare)
+    there = compare.read_baseline(options.compare, (*SUITES, "agent"))["suite"]
+    here = compare.read_results(options.out).get("suite")
+    if here != there:
+        raise ConfigError(
+            f"--compare: {options.compare} is of --suite {there} and {options.out} of {here}; "
+            "compare runs of one suite"
+        )
+    if here == "agent":
+        comparison = agent_compare.compare_agent_runs(options.out, options.compare)
+        table = agent_compare.comparison_table(comparison)
+    else:
+        comparison = compare.compare_runs(options.out, options.compare)
+        table = compare.comparison_table(comparison)
     file = options.out / "comparison.json"
     write_json(file, comparison)
-    console.print(comparison_table(comparison))
+    console.print(table)
     console.print(f"differences: {file}", markup=False, soft_wrap=True)

@@ -58,6 +58,7 @@ def run_agent(
     """Run the suite and print its table."""
     from focusft.evaluation.agent import Budget, code_interpreter
     from focusft.evaluation.agent_backend import GeneratorBackend
+    from focusft.evaluation.agent_compare import check_agent_baseline
     from focusft.evaluation.agent_run import Mode, results_table, run_agent_suite
     from focusft.evaluation.answers import thinking_room
     from focusft.evaluation.questions import load_questions, select_questions
@@ -67,8 +68,6 @@ def run_agent(
         raise ConfigError("--questions: none is given; --suite agent needs a file or hub id")
     if options.chat is False:
         raise ConfigError("--no-chat: the tool loop needs the chat template; leave it out")
-    if options.compare is not None:
-        raise ConfigError("--compare: is for babilong and ruler; compare the results.json instead")
     if options.samples < 1:
         raise ConfigError(f"--samples: {options.samples} is less than 1")
     questions = load_questions(options.questions, seed=options.seed)
@@ -77,6 +76,8 @@ def run_agent(
     modes: tuple[Mode, ...] = ("tools", "no_tools") if options.both else ("tools",)
     if options.no_tools:
         modes = ("no_tools",)
+    if options.compare is not None:
+        check_agent_baseline(options.compare, questions, modes)
     tool = code_interpreter(chosen_sandbox(options), output_characters=options.output_characters)
     if "tools" in modes:
         # A sandbox that does not work ends the run here, before the model is loaded.

@@ -22,7 +22,7 @@ from focusft.data.multiple_choice import Question, ask
 from focusft.evaluation.agent import Budget, Tool, evaluate, pass_at_k_estimate, summarise
 from focusft.evaluation.agent_backend import GeneratorBackend
 from focusft.evaluation.agent_transcripts import transcripts
-from focusft.evaluation.questions import fingerprint
+from focusft.evaluation.questions import describe
 from focusft.evaluation.run_files import finished_lines, json_line, replace_file, write_results
 from focusft.evaluation.settings import check_settings, note_settings
 from focusft.statistics.scores import bootstrap_interval
@@ -31,7 +31,7 @@ Mode = Literal["tools", "no_tools"]
 
 EPISODES_FILE = "episodes.jsonl"
 TRANSCRIPTS_FILE = "transcripts.md"
-_RULES = ("strict", "lenient")
+RULES = ("strict", "lenient")
 _Key = tuple[str, str, int]
 
 
@@ -79,7 +79,7 @@ def run_agent_suite(
     settings = {
         "config": dict(config),
         "generator": backend.generator.describe(),
-        "questions": {"n": len(questions), "sha256": fingerprint(questions)},
+        "questions": describe(questions),
     }
     check_settings(out, settings)
     keys = [(m, q.id, s) for m in modes for q in questions for s in range(samples)]
@@ -133,7 +133,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
     """The figures of a run for a terminal."""
     table = Table("", *results["modes"], title="agent, in percent [95%]")
     modes = results["modes"].values()
-    for rule in _RULES:
+    for rule in RULES:
         for name in next(iter(modes))[rule]:
             table.add_row(f"{name} {rule}", *(_shown(mode[rule][name]) for mode in modes))
     table.add_section()
@@ -176,7 +176,7 @@ def _figures(
     }
     if len(modes) == 2:
         figures["difference"] = {
-            rule: _difference(by_mode["tools"], by_mode["no_tools"], rule) for rule in _RULES
+            rule: _difference(by_mode["tools"], by_mode["no_tools"], rule) for rule in RULES
         }
     return figures
 
@@ -184,7 +184,7 @@ def _figures(
 def _cell(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """pass@1 over questions, strict and lenient."""
     cell: dict[str, Any] = {}
-    for rule, suffix in zip(_RULES, ("", "_lenient"), strict=True):
+    for rule, suffix in zip(RULES, ("", "_lenient"), strict=True):
         right = _right(records, rule).values()
         estimate = pass_at_k_estimate([(len(answers), sum(answers)) for answers in right], 1)
         cell |= {

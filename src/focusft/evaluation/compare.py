@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,16 +201,29 @@ def _mismatch(rows: dict[str, _Row], others: dict[str, _Row]) -> str:
 
 
 def _read_baseline(folder: Path) -> tuple[dict[str, Any], dict[str, _Row]]:
+    results = read_baseline(folder, SUITES)
     try:
-        results = read_results(folder)
-        if results.get("suite") not in SUITES:
-            raise DataError(
-                f"{folder}: is not of 'focusft eval --suite {' or '.join(SUITES)}'; name the --out "
-                "folder of such a run"
-            )
         return results, _read_rows(folder)
     except DataError as error:
         raise DataError(f"--compare: {error}") from error
+
+
+def read_baseline(folder: Path, suites: Sequence[str]) -> dict[str, Any]:
+    """The results of the finished run that another one is to be compared with.
+
+    Raises:
+        DataError: There are none, or they are of no such suite.
+    """
+    try:
+        results = read_results(folder)
+    except DataError as error:
+        raise DataError(f"--compare: {error}") from error
+    if results.get("suite") not in suites:
+        raise DataError(
+            f"--compare: {folder}: is not of 'focusft eval --suite {' or '.join(suites)}'; name "
+            "the --out folder of such a run"
+        )
+    return results
 
 
 def read_results(folder: Path) -> dict[str, Any]:

@@ -61,12 +61,12 @@ def select_questions(questions: Sequence[Question], kinds: Sequence[str]) -> lis
     return chosen
 
 
-def fingerprint(questions: Sequence[Question]) -> str:
-    """Hash of the questions with their options and answers."""
+def describe(questions: Sequence[Question]) -> dict[str, Any]:
+    """What a run says of its questions: `n`, and a `sha256` with their options and answers."""
     digest = hashlib.sha256()
     for question in questions:
         digest.update(repr(question).encode())
-    return digest.hexdigest()
+    return {"n": len(questions), "sha256": digest.hexdigest()}
 
 
 def _question(line: str, where: str) -> Question:
