@@ -5,6 +5,7 @@ python -m benchmarks.study_tables
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,12 +24,16 @@ from benchmarks.study_cells import (
 from benchmarks.study_claims import NOT_MEASURED, Claim, claims, claims_table, seed_count
 from benchmarks.study_picture import Bar, differences_svg
 from benchmarks.tiny_study import VARIANTS
+from benchmarks.tool_use_tables import README_ARM as TOOL_USE_ARM
+from benchmarks.tool_use_tables import Runs, read_tool_use
+from benchmarks.tool_use_tables import claims as tool_use_claims
 from focusft.evaluation.items import length_name
 from focusft.statistics.paired import Average, Difference, Question, average
 
 SOURCE = Path("benchmarks/results/study")
 TINY = Path("benchmarks/results/tiny_study")
 HELD_OUT = Path("benchmarks/results/held_out")
+TOOL_USE = Path("benchmarks/results/tool_use")
 DOCS = Path("docs")
 PAGE = "study_results.md"
 README = Path("README.md")
@@ -47,11 +52,12 @@ def main() -> None:
     studies = [read_cells(folder) for folder in folders]
     for name, content in study_page(studies, read_cells(TINY)).items():
         (DOCS / name).write_text(content, encoding="utf-8")
-    README.write_text(with_claims(README.read_text(encoding="utf-8"), studies), encoding="utf-8")
+    readme = with_claims(README.read_text(encoding="utf-8"), studies, read_tool_use(TOOL_USE))
+    README.write_text(readme, encoding="utf-8")
 
 
-def with_claims(readme: str, studies: list[Cells]) -> str:
-    """The README with the claims for `README_ARM` between its two marks, study by study."""
+def with_claims(readme: str, studies: list[Cells], tool_use: Mapping[str, Runs]) -> str:
+    """The README with the claims for FocuSFT between its two marks, study by study."""
     start, end = README_MARKS
     before, _, rest = readme.partition(start)
     _, _, after = rest.partition(end)
@@ -63,6 +69,9 @@ def with_claims(readme: str, studies: list[Cells]) -> str:
             if claim.arm.split(", ")[0] == README_ARM and claim.verdict != NOT_MEASURED
         ]
         tables += [f"Study `{cells.name}`:", "", *claims_table(shown), ""]
+    for title, runs in tool_use.items():
+        shown = [claim for claim in tool_use_claims(runs) if claim.arm == TOOL_USE_ARM]
+        tables += [f"Tool use, {title.lower()}:", "", *claims_table(shown), ""]
     return "\n".join([f"{before}{start}", *tables, f"{end}{after}"])
 
 

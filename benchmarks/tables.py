@@ -83,14 +83,13 @@ def main() -> None:
         else:
             print(f"no {RESULTS / name}.json yet: its section is left out")
     (DOCS / "performance.md").write_text("\n".join(lines), encoding="utf-8")
-    for folder, page, write in (
-        (TOOL_USE, tool_use_tables.PAGE, tool_use_tables.tool_use_page),
-        (ATTENTION, attention_tables.PAGE, attention_tables.attention_page),
-    ):
-        if found := _load_all(folder):
-            (DOCS / page).write_text(write(found, folder), encoding="utf-8")
-        else:
-            print(f"no {folder}/*.json yet: {DOCS / page} is left out")
+    page = tool_use_tables.tool_use_page(tool_use_tables.read_tool_use(TOOL_USE), TOOL_USE)
+    (DOCS / tool_use_tables.PAGE).write_text(page, encoding="utf-8")
+    if found := _load_all(ATTENTION):
+        page = attention_tables.attention_page(found, ATTENTION)
+        (DOCS / attention_tables.PAGE).write_text(page, encoding="utf-8")
+    else:
+        print(f"no {ATTENTION}/*.json yet: {DOCS / attention_tables.PAGE} is left out")
     if found := _load_all(CUDA):
         page = cuda_tables.cuda_page(found, STEPS)
         (DOCS / cuda_tables.PAGE).write_text(page, encoding="utf-8")

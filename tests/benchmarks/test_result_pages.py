@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.attention_tables import FIGURES, attention_page
-from benchmarks.tool_use_tables import tool_use_page
+from benchmarks.tool_use_tables import claims, tool_use_page
 
 SOURCE = Path("benchmarks/results/somewhere")
 
@@ -15,7 +15,7 @@ def _estimate(score: float) -> dict[str, float]:
     return {"score": score, "low": score - 0.1, "high": score + 0.1, "n": 50}
 
 
-def _tool_run(with_tool: float, without: float) -> dict[str, Any]:
+def _tool_run(with_tool: float, without: float, questions: str = "same") -> dict[str, Any]:
     rates = {"tool_use": 0.5, "tool_error": 0.1, "no_answer_strict": 0.2, "truncation": 0.0}
     modes = {
         mode: {
@@ -28,23 +28,48 @@ def _tool_run(with_tool: float, without: float) -> dict[str, Any]:
     }
     return {
         "config": {"max_new_tokens": 512},
+        "questions": {"n": 50, "sha256": questions},
         "modes": modes,
         "tasks": {
-            "gas_pressure": {m: _estimate(modes[m]["strict"]["pass@1"]["score"]) for m in modes}
+            "gas_pressure": {"tools": _estimate(with_tool), "no_tools": _estimate(without)},
+            "heat": {"tools": _estimate(0.5), "no_tools": _estimate(0.1)},
         },
         "difference": {"strict": _estimate(with_tool - without)},
     }
 
 
 def test_tool_use_page() -> None:
-    page = tool_use_page({"base": _tool_run(0.2, 0.25), "trained": _tool_run(0.8, 0.3)}, SOURCE)
+    one_mode = _tool_run(0.6, 0.0)
+    for figures in (one_mode, one_mode["tasks"]["gas_pressure"], one_mode["tasks"]["heat"]):
+        figures.pop("difference", None)
+        figures.pop("no_tools", None)
+    del one_mode["modes"]["no_tools"]
+    runs = {
+        "base": _tool_run(0.2, 0.25),
+        "sft": _tool_run(0.4, 0.3),
+        "sft-1": _tool_run(0.5, 0.3),
+        "trained": _tool_run(0.8, 0.3),
+        "trained-1": one_mode,
+        "trained_briefly": _tool_run(0.8, 0.3, questions="others"),
+    }
+    page = tool_use_page({"Some kinds": runs}, SOURCE)
     scores = "80.0 [70, 90] | 85.0 [75, 95] | 50% | 10% | 20% | 0%"
-    assert f"| trained | with the tool | 50 | 512 | {scores} |" in page
-    assert "| base | without | 50 | 512 | 25.0 [15, 35] |" in page
-    assert "trained: the tool adds 50.0 [40, 60] points" in page
-    assert (
-        "| gas pressure | 20.0 [10, 30] | 25.0 [15, 35] | 80.0 [70, 90] | 30.0 [20, 40] |" in page
-    )
+    assert f"| trained | 0 | with the tool | 50 | 512 | {scores} |" in page
+    assert "| base | 0 | without | 50 | 512 | 25.0 [15, 35] |" in page
+    assert "trained, seed 0: the tool adds 50.0 [40, 60] points" in page
+    (kind,) = (line for line in page.splitlines() if line.startswith("| gas pressure"))
+    # Several seeds are one mean.
+    assert "| 20.0 [10, 30] | 25.0 [15, 35] | 45.0 | 30.0 | 70.0 | 30.0 [20, 40] |" in kind
+    trained, *others = (claim for claim in claims(runs) if claim.arm.startswith("trained"))
+    # 70 and 50 of two kinds against 45 and 50.
+    assert "+26.3%: +12.5 points (sft 47.5, 2 seeds)" in trained.here
+    assert (trained.interval, trained.verdict) == ("+0.0 to +40.0 points", "no difference shown")
+    assert not others  # other questions
+
+
+def test_one_difference_in_all_kinds_has_no_interval() -> None:
+    (claim,) = claims({"sft": _tool_run(0.5, 0.0), "trained": _tool_run(0.5, 0.0)})
+    assert (claim.interval, claim.verdict) == ("", "no interval")
 
 
 def test_attention_page() -> None:

@@ -9,7 +9,8 @@ import pytest
 from benchmarks.study_cells import Cells, read_cells
 from benchmarks.study_check import differing
 from benchmarks.study_claims import claims, verdict
-from benchmarks.study_tables import README, SOURCE, study_page, with_claims
+from benchmarks.study_tables import README, SOURCE, TOOL_USE, study_page, with_claims
+from benchmarks.tool_use_tables import read_tool_use
 
 LENGTHS = ("512", "1024", "2048")
 
@@ -140,9 +141,9 @@ def test_partial_grids(tmp_path):
 def test_the_readme_shows_the_committed_cells():
     readme = README.read_text(encoding="utf-8")
     assert "| focusft | BABILong" in readme
-    assert readme == with_claims(
-        readme, [read_cells(folder) for folder in sorted(SOURCE.glob("*"))]
-    )
+    assert "| focusft bidirectional prefill | tool use" in readme
+    studies = [read_cells(folder) for folder in sorted(SOURCE.glob("*"))]
+    assert readme == with_claims(readme, studies, read_tool_use(TOOL_USE))
 
 
 def test_no_grid(tmp_path):
