@@ -74,8 +74,11 @@ def reference(query, key, value, mask):
     blocks=st.sampled_from(["merged", "per_turn"]),
     context=st.sampled_from(["bidirectional", "causal"]),
     rows_per_call=st.sampled_from([1, 7, 256]),
+    threads=st.sampled_from([1, 3, 8]),
 )
-def test_segments_equal_softmax_under_the_mask(batch, right, blocks, context, rows_per_call):
+def test_segments_equal_softmax_under_the_mask(
+    batch, right, blocks, context, rows_per_call, threads
+):
     turn_ids, positions = layout_of(batch, right)
     layout = TurnLayout.from_turn_ids(turn_ids, positions, blocks)
     generator = torch.Generator().manual_seed(0)
@@ -85,6 +88,9 @@ def test_segments_equal_softmax_under_the_mask(batch, right, blocks, context, ro
     weight = weight * layout.is_token_BS[:, :, None, None]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segments, "ROWS_PER_CALL", rows_per_call)
+        # So that three or eight threads cut the queries of the context into parts.
+        patch.setattr(segments, "_LEAST_QUERIES_OF_A_PART", 2)
+        patch.setattr(torch, "get_num_threads", lambda: threads)
         plan = SegmentPlan.of(layout, context)
         results = []
         for attend in (
@@ -97,6 +103,36 @@ def test_segments_equal_softmax_under_the_mask(batch, right, blocks, context, ro
             results.append([output * weight, *(leaf.grad for leaf in leaves)])
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "heads, queries, threads, parts",
+    [
+        (9, 2000, 1, 1),  # one thread has no other to wait for
+        (9, 2000, 2, 2),  # 18 halves for 2 threads, instead of 5 heads for one and 4 for the other
+        (8, 2000, 2, 1),
+        (9, 2000, 4, 3),
+        (9, 2000, 8, 6),
+        (9, 300, 8, 2),  # no part of less than 128 queries
+        (9, 100, 8, 1),
+    ],
+)
+def test_queries_are_cut_so_that_all_threads_work(monkeypatch, heads, queries, threads, parts):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    calls = []
+
+    def attend(query, *arguments, **options):
+        calls.append(len(query))
+        return kernel(query, *arguments, **options)
+
+    kernel = segments.F.scaled_dot_product_attention
+    monkeypatch.setattr(segments.F, "scaled_dot_product_attention", attend)
+    layout = TurnLayout.from_turn_ids(torch.tensor([[1] * queries + [-2]]))
+    plan = SegmentPlan.of(layout, "bidirectional")
+    query = torch.randn(1, heads, queries + 1, 2)
+    segment_attention(query, query, query, plan, None, 0.0)
+    segment_attention(query.requires_grad_(), query, query, plan, None, 0.0)
+    assert calls == [1, 1, parts, 1]  # without a backward pass nothing is cut
 
 
 @settings(max_examples=25, deadline=None)

@@ -5,8 +5,8 @@ the end of the turn, which needs no mask at all. The queries of a response turn 
 causally; they go in blocks of rows, so that the only mask ever stored is one of [rows, S]. Where
 plain matrix products beat these kernels (`product_attention.py`), they take a whole document.
 
-Shapes: B batch, H query heads, G key heads, S sequence, T tokens of one document, D features of
-a head.
+Shapes: B batch, H query heads, G key heads, S sequence, T tokens of one document, P parts of N of
+Q queries, K keys, D features of a head.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ from focusft.method.turns import PADDING, TurnLayout
 
 # Response queries of one kernel call.
 ROWS_PER_CALL = 256
+# A part of the queries should be worth a call of its own.
+_LEAST_QUERIES_OF_A_PART = 128
+# Parts that keep the threads busy for this share of the time are enough.
+_BUSY_ENOUGH = 0.95
 
 
 @dataclass(frozen=True)
@@ -205,6 +209,10 @@ def _attend(
     mask: Tensor | None = None,
     is_causal: bool = False,
 ) -> Tensor:
+    if mask is None and not is_causal and dropout == 0:
+        parts = _parts(query_1HQD)
+        if parts > 1:
+            return _attend_in_parts(query_1HQD, key_1GKD, value_1GKD, parts, scaling)
     with without_cudnn_attention(query_1HQD.device):
         return F.scaled_dot_product_attention(
             query_1HQD,
@@ -216,6 +224,43 @@ def _attend(
             scale=scaling,
             enable_gqa=query_1HQD.shape[1] != key_1GKD.shape[1],
         )
+
+
+def _parts(query_1HQD: Tensor) -> int:
+    """Into how many parts to cut the queries, so that a CPU's backward pass uses all its threads.
+
+    torch gives whole heads to threads there: 9 heads keep the second of 2 threads waiting while the
+    first works on the fifth.
+    """
+    has_backward_pass = query_1HQD.requires_grad and torch.is_grad_enabled()
+    if query_1HQD.device.type != "cpu" or not has_backward_pass:
+        return 1
+    heads, queries = query_1HQD.shape[1:3]
+    threads = torch.get_num_threads()
+    most = max(1, min(queries // _LEAST_QUERIES_OF_A_PART, threads))
+    for parts in range(1, most):
+        rounds = -(-heads * parts // threads)
+        if heads * parts >= _BUSY_ENOUGH * rounds * threads:
+            return parts
+    return most
+
+
+def _attend_in_parts(
+    query_1HQD: Tensor, key_1GKD: Tensor, value_1GKD: Tensor, parts: int, scaling: float | None
+) -> Tensor:
+    """Attention without a mask, the parts of the queries as rows of a batch that share the keys."""
+    length = query_1HQD.shape[2]
+    if length % parts:
+        query_1HQD = F.pad(query_1HQD, (0, 0, 0, parts - length % parts))
+    attended_PHND = F.scaled_dot_product_attention(
+        query_1HQD[0].unflatten(1, (parts, -1)).transpose(0, 1),
+        key_1GKD.expand(parts, -1, -1, -1),
+        value_1GKD.expand(parts, -1, -1, -1),
+        scale=scaling,
+        enable_gqa=query_1HQD.shape[1] != key_1GKD.shape[1],
+    )
+    # The kernel writes the heads of a token side by side, so nothing is copied here.
+    return attended_PHND.transpose(1, 2).flatten(0, 1)[:length].transpose(0, 1)[None]
 
 
 def _join(pieces: Sequence[Tensor], dim: int) -> Tensor:
