@@ -54,6 +54,8 @@ def test_a_gpqa_file_with_and_without_tools(model, gpqa_file, tmp_path, capsys):
     assert set(results["modes"]) == {"tools", "no_tools"}
     assert results["modes"]["tools"]["strict"]["pass@2"]["n"] == 3
     assert results["modes"]["tools"]["answers"] == 6
+    assert [len(scores) for scores in results["scores"].values()] == [3, 3]
+    assert results["mean"]["tools"]["score"] == sum(results["scores"]["tools"].values()) / 3
     config = results["config"]
     assert (config["temperature"], config["top_p"], config["samples"]) == (1.0, 0.6, 2)
     assert "squad" not in config and config["sandbox"] == "bubblewrap"

@@ -67,6 +67,15 @@ def test_tool_use_page() -> None:
     assert not others  # other questions
 
 
+def test_the_interval_is_over_questions_where_each_has_a_score() -> None:
+    sft, trained = _tool_run(0.5, 0.0), _tool_run(0.5, 0.0)
+    sft["scores"] = {"tools": {"a": 0.0, "b": 1.0, "c": 0.5}}
+    trained["scores"] = {"tools": {"a": 1.0, "b": 1.0, "c": 1.0}}
+    (claim,) = claims({"sft": sft, "trained": trained})
+    assert claim.here == "+100.0%: +50.0 points (sft 50.0, 1 seed)"
+    assert claim.interval == "+0.0 to +100.0 points"
+
+
 def test_one_difference_in_all_kinds_has_no_interval() -> None:
     (claim,) = claims({"sft": _tool_run(0.5, 0.0), "trained": _tool_run(0.5, 0.0)})
     assert (claim.interval, claim.verdict) == ("", "no interval")

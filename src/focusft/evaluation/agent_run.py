@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from rich.console import Console
@@ -68,6 +69,7 @@ def run_agent_suite(
     Returns:
         What `results.json` holds: `modes` with the summary of each (`agent.summarise`); `tasks`
         with pass@1 of each kind of question and mode; `mean` with that of all questions of a mode;
+        `scores` with the share of strictly right answers to each question in each mode;
         with both modes `difference`, tools minus none, paired over questions.
 
     Raises:
@@ -173,6 +175,7 @@ def _figures(
         },
         "mean": {mode: _cell(answers) for mode, answers in by_mode.items()},
         "modes": {mode: summarise(answers, _ks(samples)) for mode, answers in by_mode.items()},
+        "scores": {mode: _means(answers, "strict") for mode, answers in by_mode.items()},
     }
     if len(modes) == 2:
         figures["difference"] = {
@@ -200,16 +203,17 @@ def _difference(
     with_tool: Sequence[dict[str, Any]], without: Sequence[dict[str, Any]], rule: str
 ) -> dict[str, Any]:
     """pass@1 with the tool minus pass@1 without, question by question."""
-    means = [
-        {question: sum(right) / len(right) for question, right in _right(answers, rule).items()}
-        for answers in (with_tool, without)
-    ]
-    differences = [means[0][question] - means[1][question] for question in means[0]]
+    own, other = _means(with_tool, rule), _means(without, rule)
+    differences = [own[question] - other[question] for question in own]
     score = sum(differences) / len(differences)
     # Where each question gave the same difference, a bootstrap would claim certainty.
     varies = len(set(differences)) > 1
     low, high = bootstrap_interval([differences]) if varies else (None, None)
     return {"score": score, "low": low, "high": high, "n": len(differences)}
+
+
+def _means(records: Sequence[dict[str, Any]], rule: str) -> dict[str, float]:
+    return {question: fmean(right) for question, right in _right(records, rule).items()}
 
 
 def _right(records: Sequence[dict[str, Any]], rule: str) -> dict[str, list[bool]]:
