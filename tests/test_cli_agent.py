@@ -238,6 +238,7 @@ def test_made_conversations_are_questions_and_training_data(model, tmp_path, cap
         ("gpqa.csv", ("--tasks", "History"), "--tasks: 'History' is none of Biology"),
         ("gpqa.csv", ("--samples", "0"), "--samples: 0 is less than 1"),
         ("gpqa.csv", ("--turns", "0"), "budget turns: 0"),
+        ("gpqa.csv", ("--max_context", "0"), "--max_context: no room is left"),
         ("gpqa.csv", ("--no-chat",), "--no-chat: the tool loop needs"),
         ("gpqa.csv", ("--compare", "nowhere"), "--compare: nowhere: no finished run"),
         ("gpqa.csv", ("--sandbox", "chroot"), "--sandbox: 'chroot' is none of"),

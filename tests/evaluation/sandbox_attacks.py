@@ -557,6 +557,19 @@ for _ in range(8):
         time.sleep(99)
 time.sleep(99)
 
+## memory of processes whose first thread has ended | memory
+import ctypes, os, threading, time
+def hold():
+    # Not before the first thread is gone.
+    time.sleep(0.2)
+    x = os.urandom(1 << 20) * 100
+    time.sleep(99)
+for _ in range(8):
+    if os.fork() == 0:
+        threading.Thread(target=hold).start()
+        ctypes.CDLL(None).syscall(60 if os.uname().machine == 'x86_64' else 93, 0)
+time.sleep(99)
+
 ## mapped memory | memory, own end, time
 import mmap
 x = []

@@ -299,6 +299,12 @@ def test_extraction(text, strict, lenient):
     assert extract_lenient(text, ("1 km", "2 km", "3 km", "A photon")) == lenient
 
 
+def test_a_letter_is_the_option_that_it_names_even_where_options_are_letters():
+    options = ("B", "A", "D", "C")
+    assert extract_lenient("\\boxed{B}", options) == "B"
+    assert extract_lenient("\\boxed{\\text{C}}", options) == "C"
+
+
 def test_extraction_takes_any_text():
     options = ("1", "2", "3", "4")
     runs = ("\\boxed{" * 50_000, "{" * 100_000, "(" * 50_000, "the answer is" + "\n" * 100_000)

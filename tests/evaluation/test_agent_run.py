@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import time
 from dataclasses import replace
 
 import pytest
@@ -150,8 +151,28 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     assert episodes(killed) == episodes(whole)
     assert {**results, "seconds": 0} == {**uninterrupted, "seconds": 0}
     again = Solver(0.6, 0.2)
-    assert {**run(killed, again), "seconds": 0} == {**results, "seconds": 0}
+    # What is only shown again was not made with the versions of this start.
+    shown = run(killed, again, versions={"python": "4"})
+    assert {**shown, "seconds": 0} == {**results, "seconds": 0}
     assert again.written == 0
+    # An answer that is to be given again makes the run unfinished.
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(KeyboardInterrupt):
+        run(killed, Solver(0.6, 0.2, stop_after=0))
+    assert not (killed / "results.json").exists()
+    assert run(killed, Solver(0.6, 0.2), versions={"python": "4"})["versions"] == {"python": "4"}
+
+
+def test_seconds_are_those_that_the_run_took(tmp_path):
+    class Slow(Solver):
+        def complete(self, prompts):
+            time.sleep(0.02)
+            yield from super().complete(prompts)
+
+    started = time.monotonic()
+    results = run(tmp_path, Slow(1, 1), samples=1, modes=("tools",))
+    # 40 conversations of two turns, seven at a time, wait together.
+    assert 0.2 < results["seconds"] < time.monotonic() - started
 
 
 def test_a_run_does_not_go_on_with_other_settings(tmp_path):

@@ -445,6 +445,7 @@ def test_without_a_key_none_is_sent(stand_in, monkeypatch, tmp_path):
     [
         ("127.0.0.1:8000", "is no URL"),
         ("ftp://host/v1", "is no URL"),
+        ("http://[::1:8000/v1", "is no URL"),
         (f"http://me:{KEY}@host/v1", "OPENAI_API_KEY"),
         (f"http://host/v1?key={KEY}", "OPENAI_API_KEY"),
     ],
@@ -495,6 +496,40 @@ def test_thinking_is_kept_apart(stand_in, text, is_open, expected):
     assert (answer.thinking, answer.text) == expected
     assert answer.truncated
     assert answer.thinking_tokens == len(expected[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "finish_reason", "expected"),
+    [
+        ("yes", "stop", ("", "yes")),
+        ("hm\n</think>\n\nyes", "stop", ("hm", "yes")),
+        ("hm and", "length", ("hm and", "")),
+    ],
+)
+def test_a_server_may_take_the_thinking_off_a_message(stand_in, text, finish_reason, expected):
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}<think>\n"
+    stand_in.handlers["chat/completions"] = lambda body: message(
+        9, content=text, finish_reason=finish_reason
+    )
+    (answer,) = complete(generator(stand_in, tiny_tokenizer(template), api="chat"), ask("hi"))
+    assert (answer.thinking, answer.text) == expected
+
+
+def test_what_answers_no_call_comes_from_the_user(stand_in):
+    stand_in.handlers["chat/completions"] = lambda body: message(9, content="yes")
+    call = {"id": "t001c0000", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    turns = (
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "<tool_call>broken"},
+        {"role": "tool", "content": "not valid JSON"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "42", "tool_call_id": "t001c0000"},
+    )
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    complete(generator(stand_in, tiny_tokenizer(template), api="chat"), Prompt(turns))
+    (body,) = stand_in.bodies("chat/completions")
+    roles = [sent["role"] for sent in body["messages"]]
+    assert roles == ["user", "assistant", "user", "assistant", "tool"]
 
 
 def test_a_base_model_needs_completions(stand_in):

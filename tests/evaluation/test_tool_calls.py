@@ -66,6 +66,36 @@ FORMS = {
         f"<tool_call>{payload('s = `</think>`')}</tool_call>",
         [call("s = `</think>`")],
     ),
+    "thinking in the code": (
+        f"<tool_call>{payload('s = `<think>a</think>`')}</tool_call>",
+        [call("s = `<think>a</think>`")],
+    ),
+    "start of thinking in the code": (
+        f"<tool_call>{payload('s = `<think>`')}</tool_call>",
+        [call("s = `<think>`")],
+    ),
+    "llama, thinking in the code": (
+        f"<|python_tag|>{payload('s = `<think>a</think>`')}",
+        [call("s = `<think>a</think>`")],
+    ),
+    "mistral, thinking in the code": (
+        f"[TOOL_CALLS][{payload('s = `<think>a</think>`')}]",
+        [call("s = `<think>a</think>`")],
+    ),
+    "mistral, named, end of thinking in the code": (
+        f"[TOOL_CALLS]code_interpreter[ARGS]{json.dumps({'code': 's = `</think>`'})}",
+        [call("s = `</think>`")],
+    ),
+    "qwen coder, thinking in the code": (
+        "<tool_call>\n<function=code_interpreter>\n<parameter=code>\ns = '<think>a</think>'\n"
+        "</parameter>\n</function>\n</tool_call>",
+        [call("s = '<think>a</think>'")],
+    ),
+    "thinking between calls": (
+        f"<tool_call>{payload('1')}</tool_call><think>or <tool_call>{payload('no')}</tool_call>?"
+        f"</think><tool_call>{payload('2')}</tool_call>",
+        [call("1"), call("2")],
+    ),
     "raw line breaks in the JSON": (
         '<tool_call>{"name": "code_interpreter", "arguments": {"code": "a\nb"}}</tool_call>',
         [call("a\nb")],

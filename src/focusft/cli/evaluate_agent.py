@@ -87,6 +87,11 @@ def run_agent(
     context_tokens = _context_tokens(options, console)
     if context_tokens is not None:
         context_tokens -= thinking_room(tokenizer, options.thinking_budget)
+        if context_tokens < 1:
+            raise ConfigError(
+                "--max_context: no room is left for a question; raise it, or lower "
+                "--thinking_budget, which counts too"
+            )
     left_out = {*_NOT_OURS, *_CORPORA}
     results = run_agent_suite(
         questions,

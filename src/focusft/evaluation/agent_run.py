@@ -7,6 +7,7 @@ found, and the whole conversation. At the end it is put into the order of the qu
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,7 +25,13 @@ from focusft.evaluation.agent import Budget, Tool, evaluate, pass_at_k_estimate,
 from focusft.evaluation.agent_backend import GeneratorBackend
 from focusft.evaluation.agent_transcripts import transcripts
 from focusft.evaluation.questions import describe
-from focusft.evaluation.run_files import finished_lines, json_line, replace_file, write_results
+from focusft.evaluation.run_files import (
+    RESULTS_FILE,
+    finished_lines,
+    json_line,
+    replace_file,
+    write_results,
+)
 from focusft.evaluation.settings import check_settings, note_settings
 from focusft.statistics.scores import bootstrap_interval
 
@@ -86,6 +93,9 @@ def run_agent_suite(
     check_settings(out, settings)
     keys = [(m, q.id, s) for m in modes for q in questions for s in range(samples)]
     records = _read_episodes(out / EPISODES_FILE, set(keys))
+    asked_with = _versions_of_finished(out) if len(records) == len(keys) else None
+    if asked_with is None:
+        (out / RESULTS_FILE).unlink(missing_ok=True)
     kinds = {question.id: question.kind or question.domain or "all" for question in questions}
     with (
         Progress(console=console) as progress,
@@ -123,12 +133,22 @@ def run_agent_suite(
         "suite": "agent",
         **_figures(ordered, modes, samples),
         **settings,
-        "versions": dict(versions),
+        "versions": asked_with or dict(versions),
         "seconds": round(sum(record["seconds"] for record in ordered), 3),
     }
     replace_file(out / TRANSCRIPTS_FILE, [transcripts(ordered)])
     write_results(out, results)
     return results
+
+
+def _versions_of_finished(out: Path) -> dict[str, str] | None:
+    """What the answers of a finished run were made with, which is not this start."""
+    try:
+        results = json.loads((out / RESULTS_FILE).read_text(encoding="utf-8"))
+        versions: dict[str, str] = results["versions"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return versions
 
 
 def results_table(results: Mapping[str, Any]) -> Table:

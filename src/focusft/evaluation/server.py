@@ -216,6 +216,9 @@ class ServerGenerator:
             self._check_count(number, reply.prompt_tokens, len(ids), prompt)
         written, thinking = reply.text, reply.thinking
         if not thinking:
+            # Of a message, a server may have taken the thinking off without a word.
+            was_kept = "</think>" in written or reply.finish_reason == "length"
+            is_open = is_open and (self.api == "completions" or was_kept)
             thinking, written = split_thinking(written, is_open=is_open)
         if self.api == "completions" and prompt.tools:
             written, thinking = (self._dropped.sub("", text) for text in (written, thinking))
@@ -381,9 +384,13 @@ def _session(concurrency: int, key: str) -> requests.Session:
 
 
 def _checked_url(url: str, key_variable: str) -> str:
-    parts = urlsplit(url)
+    problem = f"--server: '{url}' is no URL such as http://127.0.0.1:8000/v1"
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # half of the brackets of an IPv6 address
+        raise ConfigError(problem) from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"--server: '{url}' is no URL such as http://127.0.0.1:8000/v1")
+        raise ConfigError(problem)
     if parts.username or parts.password or parts.query:
         raise ConfigError(
             f"--server: the URL of {parts.hostname} must hold no user, password or query; put an "
@@ -419,7 +426,12 @@ def _whole(text: str) -> str:
 
 
 def _as_openai(message: Message) -> Message:
-    """A message with the arguments of its tool calls as JSON text."""
+    """A message with the arguments of its tool calls as JSON text.
+
+    An answer to a call that could not be made belongs to none: OpenAI's API takes it from the user.
+    """
+    if message["role"] == "tool" and not message.get("tool_call_id"):
+        return {**message, "role": "user"}
     if not message.get("tool_calls"):
         return message
     calls = []

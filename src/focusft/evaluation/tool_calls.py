@@ -26,7 +26,8 @@ _DECODER = json.JSONDecoder(strict=False)
 _THINKING = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 _END_TOKEN = re.compile(r"(<\|(eot_id|eom_id|im_end|end_of_text|endoftext)\|>|</s>)\Z")
 _LONGEST_END_TOKEN = len("<|end_of_text|>")
-_START = re.compile(r"<tool_call>|<function=|\[TOOL_CALLS\]|<\|python_tag\|>")
+_TAGS = ("<tool_call>", "<function=", "[TOOL_CALLS]", "<|python_tag|>")
+_START = re.compile("|".join(map(re.escape, _TAGS)))
 _FUNCTION = re.compile(r"<function=([^<>\n]*)>")
 _PARAMETER = re.compile(r"<parameter=([^<>\n]*)>")
 # Ends a parameter's value; a value may hold the tag's own text, so what follows must fit as well.
@@ -340,24 +341,41 @@ def _without_end(text: str) -> str:
 
 def _without_thinking(text: str) -> str:
     """Blank out the thinking, so that places in the text stay the same."""
-    text = _THINKING.sub(lambda match: " " * len(match[0]), text)
+    position = 0
+    while match := _THINKING.search(text, position):
+        inside = _end_of_call(text, match.start())
+        if inside is None:
+            text = text[: match.start()] + " " * len(match[0]) + text[match.end() :]
+        position = match.end() if inside is None else inside
     # A template that opens the thinking itself leaves only its end in the output. Inside a call
     # the same words would be code.
     end = text.find("</think>")
-    if end >= 0 and not _inside_call(text, end):
+    if end >= 0 and _end_of_call(text, end) is None:
         end += len("</think>")
         text = " " * end + text[end:]
     return text
 
 
-def _inside_call(text: str, place: int) -> bool:
-    opened = text.rfind("<tool_call>", 0, place)
+def _end_of_call(text: str, place: int) -> int | None:
+    """End of the call that a place lies in; None where it lies in none that can be read."""
+    opened, tag = max((text.rfind(tag, 0, place), tag) for tag in _TAGS)
     if opened < 0:
-        return False
-    try:
-        return _DECODER.raw_decode(text, _skip_space(text, opened + len("<tool_call>")))[1] > place
-    except (ValueError, RecursionError):
-        return False
+        return None
+    end = None
+    if tag == "<|python_tag|>":
+        end = len(text)
+    elif tag == "<function=":
+        close = text.find("</function>", opened)
+        end = None if close < 0 else close
+    else:
+        start = _skip_space(text, opened + len(tag))
+        if tag == "[TOOL_CALLS]" and not text.startswith("[", start):
+            start = text.find("{", start, place)
+        try:
+            end = _DECODER.raw_decode(text, start)[1] if start >= 0 else None
+        except (ValueError, RecursionError):
+            end = None
+    return end if end is not None and end > place else None
 
 
 def _close(text: str, position: int) -> int:

@@ -52,20 +52,22 @@ def run_episodes(
         while waiting and len(active) < batch_size:
             index, messages = waiting.popleft()
             active.append((index, Episode([dict(m) for m in messages]), time.monotonic()))
+        asked = time.monotonic()
         replies = backend.generate(
             [episode.messages for _, episode, _ in active],
             tools=schemas,
             max_new_tokens=[budget.tokens - _counted(episode) for _, episode, _ in active],
             samples=[samples[index] if samples else index for index, _, _ in active],
         )
+        share = (time.monotonic() - asked) / len(active)
         going_on = []
         for (index, episode, started), reply in zip(active, replies, strict=True):
             episode.turns += 1
             episode.tokens += reply.tokens
             episode.free_tokens += reply.free_tokens
-            deadline = started + budget.seconds
-            _take_turn(episode, reply, tools, budget, deadline, error_role)
-            episode.seconds = time.monotonic() - started
+            answered = time.monotonic()
+            _take_turn(episode, reply, tools, budget, started + budget.seconds, error_role)
+            episode.seconds += share + time.monotonic() - answered
             if episode.ended:
                 yield index, episode
             else:

@@ -107,7 +107,7 @@ class Episode:
         calls: Calls that were made.
         failed_calls: Those of them whose code failed or ran out of time.
         broken_calls: Calls that could not be made.
-        seconds: Wall-clock time.
+        seconds: Its share of the time that the model took for its batches, and its tools' time.
     """
 
     messages: list[Message]

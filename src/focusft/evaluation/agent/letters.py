@@ -52,6 +52,9 @@ def extract_lenient(text: str, options: Sequence[str]) -> str | None:
 
 def _letter(text: str, options: Sequence[str], letters: str) -> str | None:
     plain = _plain(text)
+    if len(plain) == 1 and plain in letters:
+        # What the prompt asks for, even where an option is a letter itself.
+        return plain
     same = [
         letter for letter, option in zip(letters, options, strict=True) if _plain(option) == plain
     ]

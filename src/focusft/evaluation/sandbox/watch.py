@@ -32,24 +32,34 @@ def exceeds_files(root_pid: int | None, limit: int) -> bool:
 def _descendants(root_pid: int) -> list[int]:
     found = [root_pid]
     for pid in found:
-        with contextlib.suppress(OSError):
-            for thread in os.listdir(f"/proc/{pid}/task"):
-                with open(f"/proc/{pid}/task/{thread}/children") as file:
-                    found += map(int, file.read().split())
+        for thread in _threads(pid):
+            with contextlib.suppress(OSError), open(f"{thread}/children") as file:
+                found += map(int, file.read().split())
     return found
 
 
-def _resident_bytes(pid: int) -> int:
+def _threads(pid: int) -> list[str]:
+    """Folders of the threads of a process.
+
+    Each tells of the memory that all of them share, but not one that has ended: a process may let
+    its first thread, whose folder is that of the process, end before the others.
+    """
     try:
-        with open(f"/proc/{pid}/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError):
-        return 0
+        return [f"/proc/{pid}/task/{thread}" for thread in os.listdir(f"/proc/{pid}/task")]
+    except OSError:
+        return []
+
+
+def _resident_bytes(pid: int) -> int:
+    pages = 0
+    for thread in _threads(pid):
+        with contextlib.suppress(OSError), open(f"{thread}/statm") as file:
+            pages = max(pages, int(file.read().split()[1]))
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _own_share_bytes(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/smaps_rollup") as file:
+    for thread in _threads(pid):
+        with contextlib.suppress(OSError), open(f"{thread}/smaps_rollup") as file:
             return sum(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
-    except OSError:
-        return _resident_bytes(pid)
+    return _resident_bytes(pid)
