@@ -22,7 +22,7 @@ RECIPES = [
 def test_train_takes_the_recipe(path):
     config = load_train_config(path, ["--use_cpu", "true"])
     for name, value in yaml.safe_load(path.read_text()).items():
-        if name not in ("fsdp_config", "gradient_checkpointing"):
+        if name not in ("accelerator_config", "fsdp_config", "gradient_checkpointing"):
             assert vars(config)[name] == value
 
 
@@ -30,6 +30,7 @@ def test_fsdp_is_version_2():
     config = load_train_config(CONFIGS / "qwen2.5-7b-fsdp2.yaml", ["--use_cpu", "true"])
     assert config.fsdp_plugin_args["fsdp_version"] == 2
     assert not config.fsdp_plugin_args["cpu_ram_efficient_loading"]
+    assert config.accelerator_config.gradient_accumulation_kwargs == {"sync_each_batch": True}
 
 
 def test_accelerate_takes_its_yaml():

@@ -304,13 +304,18 @@ def write_gguf(path, model, tokenizer):
     return path
 
 
+def tokenizer_with_a_merge():
+    """The reader of GGUF files wants some."""
+    tokenizer = tiny_tokenizer()
+    merged = tokenizer.get_vocab() | {"ab": len(tokenizer)}
+    tokenizer.get_vocab = lambda: merged
+    return tokenizer
+
+
 @pytest.fixture
 def tiny_gguf(tmp_path):
-    tokenizer = tiny_tokenizer()
-    merged = tokenizer.get_vocab() | {"ab": len(tokenizer)}  # one merge: the reader wants some
-    tokenizer.get_vocab = lambda: merged
     model = tiny_model("llama", vocab_size=261, tie_word_embeddings=True)
-    return write_gguf(tmp_path / "tiny.gguf", model, tokenizer), model
+    return write_gguf(tmp_path / "tiny.gguf", model, tokenizer_with_a_merge()), model
 
 
 def test_gguf_is_converted_once_to_a_plain_folder(tiny_gguf, cache_dir, tmp_path, monkeypatch):
@@ -408,6 +413,18 @@ def test_bad_gguf(tiny_gguf, cache_dir, tmp_path):
     other = tmp_path / "other.gguf"
     other.write_bytes(data.replace(b"llama", b"lxxma"))
     one_line(lambda: load_model(other), "other.gguf", "cannot read this GGUF")
+    assert not [p for p in cache_dir.rglob("config.json")]
+
+
+def test_a_gguf_without_some_weights_is_refused(tiny_gguf, cache_dir, tmp_path):
+    """Such as the first file of several."""
+    _, model = tiny_gguf
+    weights = {k: v for k, v in model.state_dict().items() if "layers.1.mlp" not in k}
+    model.state_dict = lambda: weights
+    part = tmp_path / "model-00001-of-00002.gguf"
+    write_gguf(part, model, tokenizer_with_a_merge())
+    for _ in range(2):
+        one_line(lambda: load_model(part), part.name, "lacks 3 weights", "split file")
     assert not [p for p in cache_dir.rglob("config.json")]
 
 

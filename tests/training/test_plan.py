@@ -13,6 +13,7 @@ from focusft.cli import main
 from focusft.errors import UserError
 from focusft.training.checkpointing import Checkpointing, checkpoint_selectively, keep_attention
 from focusft.training.plan import Plan
+from focusft.training.plan.memory import mlp_bytes
 from focusft.training.plan.setup import ModelShape, Setup
 from tests.method.helpers import CONFIG, conversation
 from tests.tiny_models import tiny_model
@@ -75,6 +76,33 @@ def test_more_steps_length_and_devices():
     assert one.over_sft > 1
     dense = Plan(shape, CONFIG, replace(setup, backend="dense"))
     assert dense.memory["dense mask"] == 4096**2
+
+
+def test_a_fused_gate_counts_as_one():
+    config = replace(CONFIG, inner_target_modules="down_proj")
+    setup = Setup(length=4096, response_tokens=64)
+    fused, plain = (ModelShape.of(tiny_model(family), config) for family in ("glm", "llama"))
+    assert (fused.is_gated, fused.mlp_readers) == (True, 1)
+    assert (plain.is_gated, plain.mlp_readers) == (True, 2)
+    fused = replace(fused, intermediate=plain.intermediate)
+    precision = setup.activation_precision
+    assert mlp_bytes(fused, 9, precision) == mlp_bytes(plain, 9, precision)
+    assert not ModelShape.of(
+        tiny_model("phi"), replace(CONFIG, inner_target_modules="fc2")
+    ).is_gated
+
+
+def test_gradients_that_fsdp2_has_not_reduced_are_those_of_the_whole_model():
+    shape = ModelShape.of(tiny_model("llama"), CONFIG)
+    setup = Setup(length=64, response_tokens=8, precision="bf16_mixed", data_parallel=8, shards=8)
+    name, moment = "FSDP2 gradients not yet reduced", "start of the backward pass"
+    one = Plan(shape, CONFIG, setup)
+    kept = Plan(shape, CONFIG, replace(setup, accumulation=4))
+    synced = Plan(shape, CONFIG, replace(setup, accumulation=4, syncs_each_batch=True))
+    assert (one.memory[name], synced.memory[name]) == (0, 0)
+    assert kept.memory[name] == 2 * shape.parameters
+    assert kept.moments[moment] - one.moments[moment] == 2 * shape.parameters
+    assert synced.moments[moment] - one.moments[moment] == one.memory["gradients"]
 
 
 @pytest.mark.parametrize(

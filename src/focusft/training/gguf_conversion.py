@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -104,14 +105,22 @@ def _read_gguf(path: Path) -> GGUFReader:
 def _write_converted(path: Path, reader: GGUFReader, target: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        loaded = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32
+        both: Any = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True
         )
     except Exception as error:  # an unknown architecture or odd metadata fails anywhere in there
         raise UserError(
             f"{path}: transformers cannot read this GGUF model: {in_short(error)}; "
             "use the model's safetensors folder or hub id"
         ) from error
+    loaded, report = both
+    # transformers fills missing weights with random numbers and only warns.
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"{path}: this GGUF file lacks {len(missing)} weights of its model, {missing[0]} "
+            "first; join the parts of a split file, or use the model's safetensors folder or hub id"
+        )
     _mend_pre_tokenizer(tokenizer, reader)
     # The loaded model counts as quantised and refuses save_pretrained, so that its weights move to
     # a fresh model of the same class; made on the meta device it costs no memory of its own.

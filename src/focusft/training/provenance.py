@@ -34,14 +34,17 @@ def write_json(path: Path, content: Any) -> None:
 
 def _git_commit() -> str | None:
     """The commit of the source tree; none for an installed package."""
+    here = Path(__file__)
     try:
-        result = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        # An environment may lie inside a repository of the user's, which does not hold this file.
+        _git(["ls-files", "--error-unmatch", here.name], here.parent)
+        return _git(["rev-parse", "HEAD"], here.parent)
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _git(arguments: list[str], folder: Path) -> str:
+    result = subprocess.run(
+        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+    )
     return result.stdout.strip()

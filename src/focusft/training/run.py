@@ -109,10 +109,12 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         "versions": versions(),
     }
     if trainer.is_world_process_zero():
-        write_json(folder / "results.json", results)
+        with storage_errors(folder, "results.json"):
+            write_json(folder / "results.json", results)
         console.print(f"trained model and results.json: {folder}", soft_wrap=True)
         if config.merge_adapters:
-            merged = save_merged(config, folder)
+            with storage_errors(folder, "the merged model"):
+                merged = save_merged(config, folder)
             console.print(f"model with its adapters merged: {merged}", soft_wrap=True)
     return results
 

@@ -74,11 +74,10 @@ def mlp_bytes(shape: ModelShape, tokens: int, precision: Precision) -> int:
 def layer_bytes(shape: ModelShape, setup: Setup, calls: list[Call]) -> int:
     """What one layer of the outer forward keeps: two norms, attention, MLP."""
     precision = setup.activation_precision
-    mlp_readers = 2 if shape.is_gated else 1
     return (
         norm_bytes(shape.hidden, setup.tokens, 3, precision)
         + attention_bytes(shape, setup, calls)
-        + norm_bytes(shape.hidden, setup.tokens, mlp_readers, precision)
+        + norm_bytes(shape.hidden, setup.tokens, shape.mlp_readers, precision)
         + mlp_bytes(shape, setup.tokens, precision)
     )
 
@@ -161,7 +160,6 @@ def inner_layers_bytes(
     precision = setup.activation_precision
     calls = attention_calls(setup, focus.inner_attention)
     rows = inner_rows(focus, setup)
-    mlp_readers = 2 if shape.is_gated else 1
     layers = []
     for index in range(shape.adapted):
         is_first, is_last = index == 0, index == shape.adapted - 1
@@ -170,7 +168,7 @@ def inner_layers_bytes(
             precision.compute * focus.inner_rank * (setup.tokens if m.level <= 1 else tokens)
             for m in shape.targets
         )
-        total = low_rank + norm_bytes(shape.hidden, tokens, mlp_readers, precision)
+        total = low_rank + norm_bytes(shape.hidden, tokens, shape.mlp_readers, precision)
         total += mlp_bytes(shape, tokens, precision)
         if is_first and shape.is_plain and not shape.adapts_attention:
             total -= 4 * tokens * shape.hidden  # its input needs no gradient
@@ -247,6 +245,12 @@ def memory_terms(shape: ModelShape, focus: FocusConfig, setup: Setup) -> dict[st
         "attention of one layer": attention_bytes(shape, setup, calls),
         "logits": logits_bytes(shape, setup.rows),
         "head gradient": shape.head_size * weights,
+        # Of whole micro-batches, in the type in which FSDP2 would reduce them.
+        "FSDP2 gradients not yet reduced": (
+            precision.compute * shape.parameters
+            if sharded and setup.accumulation > 1 and not setup.syncs_each_batch
+            else 0
+        ),
         "workspace": workspace_bytes(shape, setup, setup.tokens),
     }
     if setup.backend == "dense":
@@ -275,8 +279,10 @@ def memory_moments(terms: dict[str, int], setup: Setup) -> dict[str, int]:
     """
     t = terms
     state = t["parameters"] + t["optimizer state"] + t["DDP gradient buckets"]
-    before = state + (t["gradients"] if setup.accumulation > 1 else 0)
-    before += t.get("dense mask", 0)
+    unreduced = t["FSDP2 gradients not yet reduced"]
+    before = state + t.get("dense mask", 0)
+    if setup.accumulation > 1:
+        before += unreduced or t["gradients"]
     fast = t.get("fast weights", 0)
     casts = t["autocast weight copies"]
     outer_shards = t["FSDP2 unsharded, outer loop"] + t["FSDP2 unsharded gradients"]
@@ -304,7 +310,7 @@ def memory_moments(terms: dict[str, int], setup: Setup) -> dict[str, int]:
     )
     moments["end of the backward pass"] = (
         state
-        + t["gradients"]
+        + (unreduced or t["gradients"])
         + t["activations of one layer"]
         + t["workspace"]
         + kept_casts

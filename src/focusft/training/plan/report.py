@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -73,6 +74,7 @@ def plan_training(
         documents=config.per_device_train_batch_size,
         turns=turns,
         accumulation=config.gradient_accumulation_steps,
+        syncs_each_batch=_syncs_each_batch(config),
         precision=_precision(config, model.config.dtype),
         checkpointing=config.checkpointing_on(device),
         data_parallel=data_parallel,
@@ -84,6 +86,11 @@ def plan_training(
     if tflops is None and device == "cpu":
         tflops = measured_tflops()
     return Plan(ModelShape.of(model, focus), focus, setup, tflops, utilisation)
+
+
+def _syncs_each_batch(config: TrainConfig) -> bool:
+    options: Any = config.accelerator_config
+    return bool((options.gradient_accumulation_kwargs or {}).get("sync_each_batch"))
 
 
 def _precision(config: TrainConfig, saved: torch.dtype | str | None) -> PrecisionName:

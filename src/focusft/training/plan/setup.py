@@ -163,7 +163,8 @@ class ModelShape:
             parameters=_size(model),
             layer_parameters=max(_size(layer) for layer in parts.layers),
             is_tied=parts.head.weight is embedding.weight,
-            is_gated=len(mlp) == 3,
+            # Phi-3 and GLM make gate and up in one map.
+            is_gated=len(mlp) == 3 or mlp[0].outputs == 2 * mlp[-1].inputs,
             has_qk_norm="q_norm" in dict(children["self_attn"].named_children()),
             # Granite has these parts too, but scales its residuals.
             is_plain=set(children) == PLAIN_PARTS
@@ -197,6 +198,11 @@ class ModelShape:
         return [m for m in self.maps if m.has_fast_weights]
 
     @property
+    def mlp_readers(self) -> int:
+        """Maps of one layer that read the norm before the MLP."""
+        return sum(m.level == 2 for m in self.maps)
+
+    @property
     def adapts_attention(self) -> bool:
         """True when fast weights sit inside attention."""
         return any(m.level <= 1 for m in self.targets)
@@ -220,6 +226,8 @@ class Setup:
         documents: B, documents of a micro-batch on one device.
         turns: Pairs of context and response in a document.
         accumulation: Micro-batches of an optimizer step.
+        syncs_each_batch: FSDP2 reduces the gradients of every micro-batch; without it each device
+            keeps those of the whole model until the last one.
         precision: "fp32", "bf16_mixed" (fp32 weights) or "bf16" (weights too).
         checkpointing: What layers keep for the backward pass: everything ("none"), their input,
             matrix products and attention ("selective"), input and attention
@@ -237,6 +245,7 @@ class Setup:
     documents: int = 1
     turns: int = 1
     accumulation: int = 1
+    syncs_each_batch: bool = False
     precision: PrecisionName = "fp32"
     checkpointing: Checkpointing = "none"
     data_parallel: int = 1
