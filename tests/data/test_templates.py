@@ -139,6 +139,38 @@ def test_tools_of_llama():
     ]
 
 
+@pytest.mark.parametrize("output", ["20\n", "20 \t\n\n", "a\n20", '"20"\n'])
+@pytest.mark.parametrize("name", ["qwen2_5", "llama3_2"])
+def test_tool_output_that_ends_in_white_space(name, output):
+    """Llama's template writes it as JSON, so that a line break becomes two characters."""
+    messages = [*TOOLS[:1], said("assistant", None, tool_calls=[call({"city": "Rome"})])]
+    messages += [said("tool", output), *TOOLS[4:6], said("assistant", "Bye.")]
+    options = {"date_string": "1 Jan 2026"} if name == "llama3_2" else {}
+    end = "<|eot_id|>" if name == "llama3_2" else "<|im_end|>\n"
+    assert responses(name, messages, [WEATHER], **options)[1:] == ["20 and 5." + end, "Bye." + end]
+
+
+def test_every_call_has_an_id_of_its_own():
+    """Mistral's templates write it behind the content of the tool message."""
+    tokenizer = with_template(
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }}[/INST]"
+        "{% elif m.role == 'tool' %}[TOOL_RESULTS] {\"content\": {{ m.content }}, "
+        '"call_id": "{{ m.tool_call_id }}"}[/TOOL_RESULTS]{% elif m.tool_calls is defined %}'
+        "[TOOL_CALLS] {{ m.tool_calls[0].function | tojson }}<|im_end|>"
+        "{% else %} {{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    )
+    messages = TOOLS[:1]
+    for number in range(3):
+        made = {**call({"city": "Rome"}), "id": f"call0000{number}"}
+        messages = [*messages, said("assistant", "", tool_calls=[made])]
+        messages.append(said("tool", f"{number}\n", tool_call_id=made["id"]))
+    messages.append(said("assistant", "Done."))
+    text, turns = locate_turns(ChatTemplate(tokenizer, [WEATHER]), clean(messages))
+    made = '[TOOL_CALLS] {"name": "get_weather", "arguments": {"city": "Rome"}}<|im_end|>'
+    found = [text[turn.start : turn.stop] for turn in turns if turn.is_response]
+    assert found == [made] * 3 + [" Done.<|im_end|>"]
+
+
 def test_thinking_of_earlier_turns_is_hidden_and_counted():
     assert responses("qwen3", THINKING) == [
         "2<|im_end|>\n",

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import focusft
+from focusft.errors import UserError
 from tests.method.helpers import (
     CONFIG,
     DOCUMENTS,
@@ -96,6 +97,25 @@ def test_accumulation_equals_one_batch(make_model, limit):
     engine.detach()
     actual = {name: parameter.grad for name, parameter in model.named_parameters()}
     assert relative_error(actual, expected) < limit
+
+
+def test_plain_sft_keeps_packed_documents_apart():
+    model = tiny_model("llama").train()
+    documents = [packed([document]) for document in FOUR[:2]]
+    row = packed(FOUR[:2])
+    row |= {"attention_mask": torch.ones_like(row["input_ids"])}
+    total = (row["labels"] != -100).sum()
+    engine = focusft.attach(
+        model, focusft.FocusConfig(num_inner_steps=0, context_attention="causal")
+    )
+    alone = sum(model(**document, num_items_in_batch=total).loss for document in documents)
+    together = model(**row, num_items_in_batch=total, turn_ids=None).loss
+    torch.testing.assert_close(together, alone)
+    with pytest.raises(UserError, match="leave the padding out"):
+        row["attention_mask"][0, -1] = 0
+        model(**row)
+    engine.detach()
+    assert not model._forward_pre_hooks
 
 
 def test_turn_ids_give_what_labels_give():

@@ -92,7 +92,9 @@ def test_a_trained_base_model_stops_where_its_chat_template_does(base, options, 
         (["--merge_adapters"], "merge_adapters"),
         (["--use_peft", "--lora_r", "0"], "lora_r"),
         (["--use_peft", "--lora_dropout", "1.0"], "lora_dropout"),
-        (["--use_peft", "--lora_target_modules", "nowhere"], "lora_target_modules"),
+        (["--use_peft", "--lora_target_modules", "nowhere"], "lora_target_modules: 'nowhere'"),
+        (["--use_peft", "--lora_target_modules", "q_proj,v_prj"], "'v_prj' names no part"),
+        (["--use_peft", "--lora_target_modules", "all-linear,lm_head"], "all-linear alone"),
     ],
 )
 def test_wrong_options_are_one_line(base, options, message):

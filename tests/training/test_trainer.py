@@ -70,6 +70,28 @@ def weights(run):
     return {name: p.detach().clone() for name, p in run.model.named_parameters()}
 
 
+def test_a_trainer_that_cannot_be_made_leaves_the_model_as_it_was(tmp_path):
+    model = tiny_model("llama")
+    with pytest.raises(ValueError, match="eval_strategy"):
+        FocuSFTTrainer(
+            model,
+            FocuSFTConfig(output_dir=str(tmp_path), use_cpu=True, eval_strategy="steps"),
+            train_dataset=dataset(),
+        )
+    assert not model._forward_pre_hooks
+    focusft.attach(model).detach()
+
+
+def test_validation_runs_in_the_precision_of_training_before_it_too(tmp_path):
+    run = trainer(tmp_path, bf16=True, learning_rate=0.0)
+    before = run.evaluate()["eval_loss"]
+    run.train()
+    assert run.evaluate()["eval_loss"] == before
+    exact = trainer(tmp_path).evaluate()["eval_loss"]
+    assert before != exact
+    assert before == pytest.approx(exact, rel=1e-2)
+
+
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
 def test_no_inner_step_and_causal_context_is_plain_sft(tmp_path, packing):
     causal = {"num_inner_steps": 0, "context_attention": "causal", "packing": packing}

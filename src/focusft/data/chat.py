@@ -251,8 +251,9 @@ def _encode_plain(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: s
     starts = token_starts(prompt + completion, encoding["offset_mapping"])
     first = int(np.searchsorted(starts, len(prompt)))
     if first and encoding["offset_mapping"][first - 1][1] > len(prompt):
+        what = "the white space" if prompt[-1].isspace() else "the last characters"
         raise DataError(
-            "the prompt ends within a token, whose rest would not be learned; move the white space "
+            f"the prompt ends within a token, whose rest would not be learned; move {what} "
             "at the end of the prompt to the start of the completion"
         )
     if input_ids[-1] != tokenizer.eos_token_id:

@@ -276,29 +276,33 @@ class _ResponseFinder:
         return self._split(group, start, stop)
 
     def _start(self, anchor: int, gap: tuple[int, int]) -> int:
-        headers = self.parts.headers(self._prompt(anchor))
-        # The message's own trailing spaces come first where the template keeps them.
         content = self.marked[anchor]["content"]
-        spaces = len(content) - len(content.rstrip())
-        for begin in range(gap[0] + spaces, gap[0] - 1, -1):
-            for header in headers:
-                if self.text.startswith(header, begin) and begin + len(header) <= gap[1]:
-                    return begin + len(header)
+        bare = content.rstrip()
+        last = gap[0] + len(content) - len(bare)
+        # With its trailing spaces as the template writes them, or without where it treats those of
+        # a last message otherwise.
+        places = [(content, gap[0]), *((bare, begin) for begin in range(last, gap[0] - 1, -1))]
+        for is_anew in (False, True):
+            for shown, begin in places:
+                for header in self.parts.headers(self._prompt(anchor, shown, is_anew=is_anew)):
+                    if self.text.startswith(header, begin) and begin + len(header) <= gap[1]:
+                        return begin + len(header)
         raise DataError(
             f"{_name(self.marked, anchor + 1)} does not start with the header that the chat "
             "template uses for generation; it is hidden or merged with another message"
         )
 
-    def _prompt(self, anchor: int) -> str:
+    def _prompt(self, anchor: int, content: str, *, is_anew: bool) -> str:
         """What follows a message of this role when the model is to answer it.
 
-        It is rendered once for each role, so that the work stays linear in the turns.
+        It is rendered once for each role, so that the work stays linear in the turns; anew for
+        templates that write more of a message behind its content, such as the id of a call.
         """
         message, mark = self.marked[anchor], self.end_marks[anchor]
-        bare = {**message, "content": message["content"].rstrip()}
-        key = (message["role"], bare["content"].rpartition(mark)[2])
-        if key not in self.prompts:
-            asked = self.template.render([*self.marked[:anchor], bare], add_generation_prompt=True)
+        key = (message["role"], content.rpartition(mark)[2])
+        if is_anew or key not in self.prompts:
+            shown = [*self.marked[:anchor], {**message, "content": content}]
+            asked = self.template.render(shown, add_generation_prompt=True)
             self.prompts[key] = asked.rpartition(mark)[2]
         return self.prompts[key]
 

@@ -89,7 +89,8 @@ class FocusEngine:
 
     Attributes:
         config: Options of the method.
-        attention_backend: "segments", "flex" or "dense"; "stock" for plain SFT without hooks.
+        attention_backend: "segments", "flex" or "dense"; "stock" for plain SFT in the model's own
+            forward.
         step: Number of the optimizer step; changes the initial fast weights. A trainer sets it
             before each step, so that a resumed run draws the same ones.
         trace: What the inner loop did in the last training call.
@@ -105,8 +106,9 @@ class FocusEngine:
         Args:
             model: As for `attach`.
             config: Options of the method.
-            keep_plain_sft_stock: Add no hook where K = 0 and context is causal. Without it, plain
-                SFT too goes turn by turn and computes the logits of response rows only.
+            keep_plain_sft_stock: Where K = 0 and context is causal, leave the model's forward
+                alone. Without it, plain SFT too goes turn by turn and computes the logits of
+                response rows only.
         """
         self.config = config
         self.step = 0
@@ -117,6 +119,8 @@ class FocusEngine:
         self._handles: list[RemovableHandle] = []
         self.attention_backend = "stock"
         if config.is_plain_sft and keep_plain_sft_stock:
+            add = model.register_forward_pre_hook
+            self._handles.append(add(_keep_documents_apart, with_kwargs=True))
             return
         self._architecture = read_architecture(model, config)
         if self._architecture.decoder in _attached:
@@ -142,7 +146,7 @@ class FocusEngine:
 
     def detach(self) -> None:
         """Remove every hook: the model is what it was before."""
-        if self._handles:
+        if self._handles and self.attention_backend != "stock":
             _attached.discard(self._architecture.decoder)
             self._architecture.model.set_attn_implementation(self._stock_implementation)
         while self._handles:
@@ -387,6 +391,26 @@ class FocusEngine:
         counts_G = document_of_R.bincount(minlength=len(trace.has_targets))
         sums_G = losses_R.new_zeros(len(counts_G)).index_add(0, document_of_R, losses_R[is_inner_R])
         return trace.with_final_losses(sums_G / counts_G.clamp(min=1))
+
+
+def _keep_documents_apart(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Plain SFT of packed rows: transformers looks for documents where it gets no mask or cache."""
+    kwargs = {name: value for name, value in kwargs.items() if name != "turn_ids"}
+    mask_BS = kwargs.get("attention_mask")
+    if not model.training or kwargs.get("labels") is None or kwargs.get("position_ids") is None:
+        return args, kwargs
+    if mask_BS is None or mask_BS.ndim != 2:
+        return args, kwargs
+    if bool((TurnLayout.from_batch(kwargs).document_ids_BS > 0).any()):
+        if not bool(mask_BS.all()):
+            raise UserError(
+                "model(...): plain SFT would let the packed documents of a padded row see each "
+                "other; leave the padding out, or train with FocuSFTTrainer"
+            )
+        kwargs |= {"attention_mask": None, "use_cache": False}
+    return args, kwargs
 
 
 def _split_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:

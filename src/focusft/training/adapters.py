@@ -36,6 +36,14 @@ def add_adapters(model: PreTrainedModel, config: TrainConfig) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
     names = [name.strip() for name in config.lora_target_modules.split(",")]
+    paths = [path for path, _ in model.named_modules()]
+    for name in names if names != ["all-linear"] else []:
+        # PEFT is content where one of several names is known.
+        if not any(path == name or path.endswith(f".{name}") for path in paths):
+            raise ConfigError(
+                f"lora_target_modules: {name!r} names no part of {type(model).__name__}; name "
+                "linear maps such as q_proj, or all-linear alone"
+            )
     try:
         return get_peft_model(
             model,

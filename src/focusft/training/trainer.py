@@ -94,6 +94,20 @@ class FocuSFTTrainer(ResumableTrainer):
         # Packed rows need their documents kept apart in plain SFT as well.
         self._is_stock = self.focus_config.is_plain_sft and not args.packing
         self.engine = FocusEngine(model, self.focus_config, keep_plain_sft_stock=self._is_stock)
+        try:
+            self._set_up(model, args, probe_set, kwargs)
+        except BaseException:
+            # Without a trainer nobody could take the hooks off the model.
+            self.engine.detach()
+            raise
+
+    def _set_up(
+        self,
+        model: nn.Module,
+        args: FocuSFTConfig,
+        probe_set: Sequence[Mapping[str, Tensor]] | None,
+        kwargs: dict[str, Any],
+    ) -> None:
         if kwargs.get("data_collator") is None:
             kwargs["data_collator"] = ConversationCollator(
                 _pad_token_id(model, kwargs.get("processing_class")), packing=args.packing
@@ -291,6 +305,8 @@ class FocuSFTTrainer(ResumableTrainer):
         """
         if self.is_fsdp_enabled and not _internal_call:
             self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
+            if self.args.push_to_hub:
+                self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
             return
         super().save_model(output_dir, _internal_call)
 

@@ -75,7 +75,8 @@ def validation_losses(
     has_mask = True
     for batch, counts in _batches(trainer, dataset):
         inputs = trainer._prepare_inputs(batch)
-        with torch.no_grad(), trainer.compute_loss_context_manager():
+        # A model that was not trained yet does not know of the trainer's autocast.
+        with torch.no_grad(), trainer.accelerator.autocast():
             causal, count = response_loss(model, inputs, "causal", context_blocks)
             bidirectional = torch.zeros_like(causal)
             try:
