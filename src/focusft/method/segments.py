@@ -55,10 +55,12 @@ class SegmentPlan:
         rows: The spans of each row, in order; together they cover it.
         causal_rows: Bool [ROWS_PER_CALL, longest document], the last rows of a causal mask. Its
             lower right corner of any size is the mask of so many queries and keys.
+        threads: Of the CPU; asked here, since torch.compile cannot trace the question.
     """
 
     rows: tuple[tuple[Span, ...], ...]
     causal_rows: Tensor
+    threads: int
 
     @classmethod
     def of(cls, layout: TurnLayout, context_attention: ContextAttention) -> SegmentPlan:
@@ -76,7 +78,8 @@ class SegmentPlan:
         longest = max(span.length for spans in rows for span in spans)
         positions_T = torch.arange(longest, device=blocks_BS.device)
         last_rows = positions_T[-ROWS_PER_CALL:]
-        return cls(rows, positions_T[None, :] <= last_rows[:, None])
+        causal_rows = positions_T[None, :] <= last_rows[:, None]
+        return cls(rows, causal_rows, torch.get_num_threads())
 
     def only(self, wanted_BS: Tensor) -> SegmentPlan:
         """The same plan with each segment cut to the stretch that holds its wanted queries."""
@@ -139,7 +142,7 @@ def segment_attention(
             t[row : row + 1].split(lengths, dim=2) for t in (query_BHSD, key_BGSD, value_BGSD)
         )
         for query, key, value, span in zip(queries, keys, values, spans, strict=True):
-            pieces += _attend_document(query, key, value, span, plan.causal_rows, scaling, dropout)
+            pieces += _attend_document(query, key, value, span, plan, scaling, dropout)
         rows.append(_join([piece.transpose(1, 2) for piece in pieces], dim=1))
     return _join(rows, dim=0)
 
@@ -149,7 +152,7 @@ def _attend_document(
     key_1GTD: Tensor,
     value_1GTD: Tensor,
     span: Span,
-    causal_rows: Tensor,
+    plan: SegmentPlan,
     scaling: float | None,
     dropout: float,
 ) -> Iterator[Tensor]:
@@ -157,7 +160,8 @@ def _attend_document(
     if dropout == 0 and products_are_faster(query_1HTD):
         yield product_attention(query_1HTD, key_1GTD, value_1GTD, span.segments, scaling)
         return
-    attend = partial(_attend, scaling=scaling, dropout=dropout)
+    attend = partial(_attend, scaling=scaling, dropout=dropout, threads=plan.threads)
+    causal_rows = plan.causal_rows
     groups = query_1HTD.shape[1] // key_1GTD.shape[1]
     keys_and_values = for_masks = (key_1GTD, value_1GTD)
     if groups > 1 and query_1HTD.is_cuda and not all(map(_needs_no_mask, span.segments)):
@@ -206,11 +210,12 @@ def _attend(
     *,
     scaling: float | None,
     dropout: float,
+    threads: int,
     mask: Tensor | None = None,
     is_causal: bool = False,
 ) -> Tensor:
     if mask is None and not is_causal and dropout == 0:
-        parts = _parts(query_1HQD)
+        parts = _parts(query_1HQD, threads)
         if parts > 1:
             return _attend_in_parts(query_1HQD, key_1GKD, value_1GKD, parts, scaling)
     with without_cudnn_attention(query_1HQD.device):
@@ -226,7 +231,7 @@ def _attend(
         )
 
 
-def _parts(query_1HQD: Tensor) -> int:
+def _parts(query_1HQD: Tensor, threads: int) -> int:
     """Into how many parts to cut the queries, so that a CPU's backward pass uses all its threads.
 
     torch gives whole heads to threads there: 9 heads keep the second of 2 threads waiting while the
@@ -236,7 +241,6 @@ def _parts(query_1HQD: Tensor) -> int:
     if query_1HQD.device.type != "cpu" or not has_backward_pass:
         return 1
     heads, queries = query_1HQD.shape[1:3]
-    threads = torch.get_num_threads()
     most = max(1, min(queries // _LEAST_QUERIES_OF_A_PART, threads))
     for parts in range(1, most):
         rounds = -(-heads * parts // threads)
