@@ -33,7 +33,6 @@ from focusft.statistics.paired import Average, Difference, Question, average
 SOURCE = Path("benchmarks/results/study")
 TINY = Path("benchmarks/results/tiny_study")
 HELD_OUT = Path("benchmarks/results/held_out")
-TOOL_USE = Path("benchmarks/results/tool_use")
 DOCS = Path("docs")
 PAGE = "study_results.md"
 README = Path("README.md")
@@ -52,7 +51,7 @@ def main() -> None:
     studies = [read_cells(folder) for folder in folders]
     for name, content in study_page(studies, read_cells(TINY)).items():
         (DOCS / name).write_text(content, encoding="utf-8")
-    readme = with_claims(README.read_text(encoding="utf-8"), studies, read_tool_use(TOOL_USE))
+    readme = with_claims(README.read_text(encoding="utf-8"), studies, read_tool_use())
     README.write_text(readme, encoding="utf-8")
 
 

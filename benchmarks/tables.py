@@ -17,7 +17,6 @@ from focusft.demo import print_summary
 
 RESULTS = Path("benchmarks/results")
 EVALUATIONS = RESULTS / "eval"
-TOOL_USE = RESULTS / "tool_use"
 ATTENTION = RESULTS / "attention"
 CUDA = RESULTS / "cuda"
 DOCS = Path("docs")
@@ -83,7 +82,7 @@ def main() -> None:
         else:
             print(f"no {RESULTS / name}.json yet: its section is left out")
     (DOCS / "performance.md").write_text("\n".join(lines), encoding="utf-8")
-    page = tool_use_tables.tool_use_page(tool_use_tables.read_tool_use(TOOL_USE), TOOL_USE)
+    page = tool_use_tables.tool_use_page(tool_use_tables.read_tool_use())
     (DOCS / tool_use_tables.PAGE).write_text(page, encoding="utf-8")
     if found := _load_all(ATTENTION):
         page = attention_tables.attention_page(found, ATTENTION)

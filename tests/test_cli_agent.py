@@ -142,10 +142,14 @@ def test_runs_that_cannot_be_compared(model, gpqa_file, tmp_path, capsys):
     assert "(1 there, 3 here)" in problem("run", *asked, *out)
     assert "--compare: " + str(tmp_path / "ruler") in problem("ruler", *asked, *out)
     assert not (tmp_path / "new").exists()
+    # A line that was deleted for its question to be asked again.
+    write_run(tmp_path / "shorter", {"tools": [[2], [0]]})
+    (line, _) = (tmp_path / "shorter" / "episodes.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "shorter" / "episodes.jsonl").write_text(line)
+    of_longer = ("eval", "--out", str(tmp_path / "longer"))
+    assert "episodes.jsonl: 1 of 2 questions are answered" in problem("shorter", *of_longer)
     (tmp_path / "longer" / "episodes.jsonl").write_text("{}\n")
-    assert "episodes.jsonl: cannot be read" in problem(
-        "longer", "eval", "--out", str(tmp_path / "longer")
-    )
+    assert "episodes.jsonl: cannot be read" in problem("longer", *of_longer)
 
 
 class Server(BaseHTTPRequestHandler):

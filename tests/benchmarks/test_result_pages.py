@@ -52,7 +52,7 @@ def test_tool_use_page() -> None:
         "trained-1": one_mode,
         "trained_briefly": _tool_run(0.8, 0.3, questions="others"),
     }
-    page = tool_use_page({"Some kinds": runs}, SOURCE)
+    page = tool_use_page({"Some kinds": runs})
     scores = "80.0 [70, 90] | 85.0 [75, 95] | 50% | 10% | 20% | 0%"
     assert f"| trained | 0 | with the tool | 50 | 512 | {scores} |" in page
     assert "| base | 0 | without | 50 | 512 | 25.0 [15, 35] |" in page

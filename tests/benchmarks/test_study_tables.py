@@ -9,7 +9,7 @@ import pytest
 from benchmarks.study_cells import Cells, read_cells
 from benchmarks.study_check import differing
 from benchmarks.study_claims import claims, verdict
-from benchmarks.study_tables import README, SOURCE, TOOL_USE, study_page, with_claims
+from benchmarks.study_tables import README, SOURCE, study_page, with_claims
 from benchmarks.tool_use_tables import read_tool_use
 
 LENGTHS = ("512", "1024", "2048")
@@ -143,7 +143,7 @@ def test_the_readme_shows_the_committed_cells():
     assert "| focusft | BABILong" in readme
     assert "| focusft bidirectional prefill | tool use" in readme
     studies = [read_cells(folder) for folder in sorted(SOURCE.glob("*"))]
-    assert readme == with_claims(readme, studies, read_tool_use(TOOL_USE))
+    assert readme == with_claims(readme, studies, read_tool_use())
 
 
 def test_no_grid(tmp_path):

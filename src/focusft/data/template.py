@@ -12,7 +12,7 @@ import json
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, islice
+from itertools import chain, islice, product
 from typing import Any
 
 from jinja2 import TemplateError
@@ -281,12 +281,12 @@ class _ResponseFinder:
         last = gap[0] + len(content) - len(bare)
         # With its trailing spaces as the template writes them, or without where it treats those of
         # a last message otherwise.
-        places = [(content, gap[0]), *((bare, begin) for begin in range(last, gap[0] - 1, -1))]
-        for is_anew in (False, True):
-            for shown, begin in places:
-                for header in self.parts.headers(self._prompt(anchor, shown, is_anew=is_anew)):
-                    if self.text.startswith(header, begin) and begin + len(header) <= gap[1]:
-                        return begin + len(header)
+        begins = {content: range(gap[0], gap[0] + 1), bare: range(last, gap[0] - 1, -1)}
+        for is_anew, shown in product((False, True), begins):
+            headers = self.parts.headers(self._prompt(anchor, shown, is_anew=is_anew))
+            for begin, header in product(begins[shown], headers):
+                if self.text.startswith(header, begin) and begin + len(header) <= gap[1]:
+                    return begin + len(header)
         raise DataError(
             f"{_name(self.marked, anchor + 1)} does not start with the header that the chat "
             "template uses for generation; it is hidden or merged with another message"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from rich.table import Table
@@ -13,7 +12,7 @@ from rich.text import Text
 
 from focusft.data import multiple_choice
 from focusft.errors import ConfigError, DataError
-from focusft.evaluation.agent_run import EPISODES_FILE, RULES, Mode
+from focusft.evaluation.agent_run import EPISODES_FILE, RULES, Mode, question_means
 from focusft.evaluation.compare import read_baseline, read_results
 from focusft.evaluation.questions import describe
 from focusft.evaluation.settings import differences
@@ -61,7 +60,8 @@ def compare_agent_runs(run: Path, baseline: Path) -> dict[str, Any]:
     others, results = read_baseline(baseline, ("agent",)), read_results(run)
     modes = [mode for mode in results["modes"] if mode in others["modes"]]
     _check(baseline, others, results["questions"], modes)
-    ours, theirs = _read_answers(run), _read_answers(baseline)
+    asked = results["questions"]["n"]
+    ours, theirs = (_read_answers(folder, modes, asked) for folder in (run, baseline))
     kinds = list(dict.fromkeys(answer["kind"] for answer in ours))
     return {
         "run": str(run),
@@ -166,20 +166,25 @@ def _figures(ours: list[_Answer], theirs: list[_Answer], rule: str) -> dict[str,
 
 
 def _scores(answers: list[_Answer], rule: str) -> Scores:
-    right: dict[Question, list[bool]] = {}
-    for answer in answers:
-        right.setdefault(Question("", "", answer["question"], ""), []).append(answer["right"][rule])
-    return {question: fmean(found) for question, found in right.items()}
+    means = question_means(answers, rule)
+    return {Question("", "", question, ""): mean for question, mean in means.items()}
 
 
-def _read_answers(folder: Path) -> list[_Answer]:
+def _read_answers(folder: Path, modes: Sequence[str], asked: int) -> list[_Answer]:
     file = folder / EPISODES_FILE
     names = ("mode", "kind", "question", "right")
     try:
         with file.open(encoding="utf-8", newline="\n") as lines:
-            return [{name: row[name] for name in names} for row in map(json.loads, lines)]
+            answers = [{name: row[name] for name in names} for row in map(json.loads, lines)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file}: cannot be read ({error}); run it again") from error
+    for mode in modes:
+        answered = {answer["question"] for answer in answers if answer["mode"] == mode}
+        if len(answered) != asked:
+            raise DataError(
+                f"{file}: {len(answered)} of {asked} questions are answered; run it again"
+            )
+    return answers
 
 
 def _words(mode: str) -> str:

@@ -195,7 +195,7 @@ def _figures(
         },
         "mean": {mode: _cell(answers) for mode, answers in by_mode.items()},
         "modes": {mode: summarise(answers, _ks(samples)) for mode, answers in by_mode.items()},
-        "scores": {mode: _means(answers, "strict") for mode, answers in by_mode.items()},
+        "scores": {mode: question_means(answers, "strict") for mode, answers in by_mode.items()},
     }
     if len(modes) == 2:
         figures["difference"] = {
@@ -223,7 +223,7 @@ def _difference(
     with_tool: Sequence[dict[str, Any]], without: Sequence[dict[str, Any]], rule: str
 ) -> dict[str, Any]:
     """pass@1 with the tool minus pass@1 without, question by question."""
-    own, other = _means(with_tool, rule), _means(without, rule)
+    own, other = question_means(with_tool, rule), question_means(without, rule)
     differences = [own[question] - other[question] for question in own]
     score = sum(differences) / len(differences)
     # Where each question gave the same difference, a bootstrap would claim certainty.
@@ -232,7 +232,8 @@ def _difference(
     return {"score": score, "low": low, "high": high, "n": len(differences)}
 
 
-def _means(records: Sequence[dict[str, Any]], rule: str) -> dict[str, float]:
+def question_means(records: Sequence[dict[str, Any]], rule: str) -> dict[str, float]:
+    """The share of right answers to each question, by its id."""
     return {question: fmean(right) for question, right in _right(records, rule).items()}
 
 

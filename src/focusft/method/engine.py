@@ -45,6 +45,7 @@ from focusft.method.inner_loop import STEP_MENDS, InnerTrace, adapt, check_finit
 from focusft.method.loss import PredictedRows, token_losses
 from focusft.method.mask_check import check_masking
 from focusft.method.objectives import inner_targets
+from focusft.method.packed_sft import keep_documents_apart
 from focusft.method.refusals import (
     refuse_labelled_context,
     refuse_lossy_checkpointing,
@@ -120,7 +121,7 @@ class FocusEngine:
         self.attention_backend = "stock"
         if config.is_plain_sft and keep_plain_sft_stock:
             add = model.register_forward_pre_hook
-            self._handles.append(add(_keep_documents_apart, with_kwargs=True))
+            self._handles.append(add(keep_documents_apart, with_kwargs=True))
             return
         self._architecture = read_architecture(model, config)
         if self._architecture.decoder in _attached:
@@ -391,26 +392,6 @@ class FocusEngine:
         counts_G = document_of_R.bincount(minlength=len(trace.has_targets))
         sums_G = losses_R.new_zeros(len(counts_G)).index_add(0, document_of_R, losses_R[is_inner_R])
         return trace.with_final_losses(sums_G / counts_G.clamp(min=1))
-
-
-def _keep_documents_apart(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Plain SFT of packed rows: transformers looks for documents where it gets no mask or cache."""
-    kwargs = {name: value for name, value in kwargs.items() if name != "turn_ids"}
-    mask_BS = kwargs.get("attention_mask")
-    if not model.training or kwargs.get("labels") is None or kwargs.get("position_ids") is None:
-        return args, kwargs
-    if mask_BS is None or mask_BS.ndim != 2:
-        return args, kwargs
-    if bool((TurnLayout.from_batch(kwargs).document_ids_BS > 0).any()):
-        if not bool(mask_BS.all()):
-            raise UserError(
-                "model(...): plain SFT would let the packed documents of a padded row see each "
-                "other; leave the padding out, or train with FocuSFTTrainer"
-            )
-        kwargs |= {"attention_mask": None, "use_cache": False}
-    return args, kwargs
 
 
 def _split_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:

@@ -105,7 +105,7 @@ def _read_gguf(path: Path) -> GGUFReader:
 def _write_converted(path: Path, reader: GGUFReader, target: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        both: Any = AutoModelForCausalLM.from_pretrained(
+        with_report: Any = AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True
         )
     except Exception as error:  # an unknown architecture or odd metadata fails anywhere in there
@@ -113,7 +113,7 @@ def _write_converted(path: Path, reader: GGUFReader, target: Path) -> None:
             f"{path}: transformers cannot read this GGUF model: {in_short(error)}; "
             "use the model's safetensors folder or hub id"
         ) from error
-    loaded, report = both
+    loaded, report = with_report
     # transformers fills missing weights with random numbers and only warns.
     missing = sorted(report["missing_keys"])
     if missing:
