@@ -301,7 +301,7 @@ def test_a_tuple_instead_of_an_output_object():
     output = model(**BATCH, return_dict=False)
     assert isinstance(output, tuple)
     assert output[0].item() == expected
-    assert output[1].shape == (1, 1, 128)
+    assert output[1].shape == (1, 0, 128)
     output[0].backward()
     assert all(torch.equal(p.grad, gradients[n]) for n, p in model.named_parameters())
 

@@ -421,7 +421,7 @@ def test_a_non_finite_first_loss_leaves_nothing_to_save(tmp_path):
 
 def test_a_rising_inner_loss_is_said_while_it_happens(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        run(tmp_path, inner_lr=50.0, inner_grad_clip=0.0, max_steps=4, eval_strategy="no")
+        run(tmp_path, inner_lr=1000.0, inner_grad_clip=0.0, max_steps=4, eval_strategy="no")
     lines = [r.getMessage() for r in caplog.records if "of the inner steps raised" in r.message]
     assert len(lines) == 1 and lines[0].startswith("step 4: ")
 

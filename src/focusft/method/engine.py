@@ -33,6 +33,7 @@ from torch.utils.hooks import RemovableHandle
 from focusft.errors import UnsupportedModelError, UserError
 from focusft.method.architectures import CALL, Architecture, check_replay, read_architecture
 from focusft.method.attention import (
+    ATTENTION,
     TurnAttention,
     check_mask_arrived,
     install_backend,
@@ -42,6 +43,7 @@ from focusft.method.call import FocusCall
 from focusft.method.config import ContextAttention, FocusConfig
 from focusft.method.fast_weights import FastWeights, initial_fast_weights
 from focusft.method.inner_loop import STEP_MENDS, InnerTrace, adapt, check_finite
+from focusft.method.last_layer import LastLayerRows
 from focusft.method.loss import PredictedRows, token_losses
 from focusft.method.mask_check import check_masking
 from focusft.method.objectives import inner_targets
@@ -63,8 +65,8 @@ def attach(model: nn.Module, config: FocusConfig | None = None) -> FocusEngine:
     """Make the training forward of a model run FocuSFT.
 
     In training mode, a call with `labels` adapts fast weights on each document of the batch and
-    returns the outer loss with them active; `logits` then hold the last position only. Calls in
-    eval mode or without labels are those of the stock model. With `num_inner_steps=0` and causal
+    returns the outer loss with them active; `logits` are empty then, [B, 0, V]. Calls in eval
+    mode or without labels are those of the stock model. With `num_inner_steps=0` and causal
     context every call is: that is plain SFT.
 
     The turns come from the labels (runs of -100 are context), or from `turn_ids` in the batch
@@ -164,6 +166,11 @@ class FocusEngine:
         add(model.register_forward_hook(self._return_loss, with_kwargs=True))
         for attention in parts.attentions:
             add(attention.register_forward_pre_hook(self._activate_call, with_kwargs=True))
+        if parts.has_plain_layers:
+            last = dict(parts.layers[-1].named_children())
+            add(last["self_attn"].register_forward_pre_hook(self._cut_queries, with_kwargs=True))
+            add(last["mlp"].register_forward_pre_hook(self._take_rows))
+            add(last["mlp"].register_forward_hook(self._put_rows_back))
         if self.config.num_inner_steps == 0:
             return
         if not self.config.has_one_mask:
@@ -195,16 +202,21 @@ class FocusEngine:
             {**kwargs, "turn_ids": turn_ids_BS}, self.config.context_blocks
         )
         refuse_labelled_context(layout, kwargs["labels"], self.config)
+        labels_BS = kwargs.pop("labels")
         call = FocusCall(
             input_ids_BS=kwargs["input_ids"],
-            labels_BS=kwargs.pop("labels"),
+            labels_BS=labels_BS,
+            rows=PredictedRows.of(labels_BS, layout),
             layout=layout,
             normaliser=kwargs.pop("num_items_in_batch", None),
             context_attention=self.config.outer_attention(self.step),
         )
-        # One row of logits satisfies the stock forward; the loss comes from `_compute_loss`.
-        kwargs |= {"use_cache": False, "logits_to_keep": 1, CALL: call}
-        kwargs |= self._attention(layout, call.context_attention).model_kwargs
+        attention = self._attention(layout, call.context_attention)
+        call.last_layer = _last_layer_rows(call.rows, attention)
+        # The loss comes from `_compute_loss`; the stock forward makes no logits.
+        no_positions = torch.empty(0, dtype=torch.long, device=labels_BS.device)
+        kwargs |= {"use_cache": False, "logits_to_keep": no_positions, CALL: call}
+        kwargs |= attention.model_kwargs
         return args, kwargs
 
     def _keep_trunk_input(
@@ -240,7 +252,10 @@ class FocusEngine:
                 config.inner_objective, call.input_ids_BS, call.labels_BS, layout
             )
             rows = PredictedRows.of(targets_BS, layout)
-            document_of_R = layout.document_numbers()[rows.mask_BS]
+            outer_rows, call.last_layer = (
+                call.last_layer,
+                _last_layer_rows(rows, layer_kwargs[ATTENTION]),
+            )
 
             initial = initial_fast_weights(
                 parts.shapes,
@@ -254,9 +269,6 @@ class FocusEngine:
                 # Steps in bfloat16 would be rounded away.
                 dtype=torch.promote_types(parts.model.dtype, torch.float32),
             )
-            counts_G = document_of_R.bincount(minlength=len(initial.documents))
-            call.inner_rows_per_document = counts_G.tolist()
-
             run_top_layers = prepare_top_layers(
                 parts,
                 trunk_BSD,
@@ -268,10 +280,11 @@ class FocusEngine:
             def inner_losses(weights: FastWeights) -> Tensor:
                 call.fast_weights = weights
                 losses_R = token_losses(run_top_layers(), rows.targets_R, parts.logits)
-                sums_G = losses_R.new_zeros(len(counts_G)).index_add(0, document_of_R, losses_R)
-                return sums_G / counts_G.clamp(min=1)
+                return rows.mean_of_each_document(losses_R)
 
-            call.fast_weights, call.trace = adapt(initial, inner_losses, counts_G > 0, config)
+            has_targets_G = rows.per_document_G > 0
+            call.fast_weights, call.trace = adapt(initial, inner_losses, has_targets_G, config)
+        call.last_layer = outer_rows
         # Weights that autocast has cast without a history must not serve the outer forward.
         torch.clear_autocast_cache()
         if self.stops_on_non_finite:
@@ -306,9 +319,30 @@ class FocusEngine:
         if not call.is_adapting:
             call.maps_adapted += 1
         x = args[0]
-        if x.ndim == 2:  # the last layer of the inner loop
-            return call.fast_weights.add_to_rows(output, index, x, call.inner_rows_per_document)
+        if x.ndim == 2:
+            assert call.last_layer is not None
+            return call.fast_weights.add_to_rows(output, index, x, call.last_layer.per_document)
         return call.fast_weights.add_to(output, index, x)
+
+    def _cut_queries(
+        self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        call = kwargs.get(CALL)
+        if call is None or call.last_layer is None:
+            return args, kwargs
+        return args, kwargs | {ATTENTION: call.last_layer.attention}
+
+    def _take_rows(self, mlp: nn.Module, args: tuple[Tensor]) -> Tensor:
+        call = None if self._active is None else self._active()
+        if call is None or call.last_layer is None:
+            return args[0]
+        return call.last_layer.take(args[0])
+
+    def _put_rows_back(self, mlp: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+        call = None if self._active is None else self._active()
+        if call is None or call.last_layer is None:
+            return output
+        return call.last_layer.put_back(output)
 
     def _compute_loss(
         self,
@@ -322,7 +356,7 @@ class FocusEngine:
         if call is None:
             return
         keep_gathered(self._architecture.head)
-        rows = PredictedRows.of(call.labels_BS, call.layout)
+        rows = call.rows
         hidden_RD = output[0][rows.mask_BS]
         losses_R = token_losses(hidden_RD, rows.targets_R, self._architecture.logits)
         normaliser = len(rows) if call.normaliser is None else call.normaliser
@@ -339,7 +373,7 @@ class FocusEngine:
                     "token losses with adapted fast weights",
                     STEP_MENDS[self.config.inner_step],
                 )
-            self.trace = self._with_final_losses(call.trace, call, rows, losses_R.detach())
+            self.trace = self._with_final_losses(call.trace, call, losses_R.detach())
         self._active = None
 
     def _return_loss(
@@ -373,7 +407,7 @@ class FocusEngine:
         return hidden_BSD, layer_kwargs
 
     def _with_final_losses(
-        self, trace: InnerTrace, call: FocusCall, rows: PredictedRows, losses_R: Tensor
+        self, trace: InnerTrace, call: FocusCall, losses_R: Tensor
     ) -> InnerTrace:
         """Add the inner loss after the last step, where the outer forward has computed it."""
         config = self.config
@@ -387,11 +421,14 @@ class FocusEngine:
         targets_BS = inner_targets(
             config.inner_objective, call.input_ids_BS, call.labels_BS, call.layout
         )
-        is_inner_R = PredictedRows.of(targets_BS, call.layout).mask_BS[rows.mask_BS]
-        document_of_R = call.layout.document_numbers()[rows.mask_BS][is_inner_R]
-        counts_G = document_of_R.bincount(minlength=len(trace.has_targets))
-        sums_G = losses_R.new_zeros(len(counts_G)).index_add(0, document_of_R, losses_R[is_inner_R])
-        return trace.with_final_losses(sums_G / counts_G.clamp(min=1))
+        inner_rows = PredictedRows.of(targets_BS, call.layout)
+        inner_losses_R = losses_R[inner_rows.mask_BS[call.rows.mask_BS]]
+        return trace.with_final_losses(inner_rows.mean_of_each_document(inner_losses_R))
+
+
+def _last_layer_rows(rows: PredictedRows, attention: TurnAttention) -> LastLayerRows | None:
+    """None without a single row: every parameter shall have a gradient then, if a zero one."""
+    return LastLayerRows(rows, attention) if len(rows) > 0 else None
 
 
 def _split_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:

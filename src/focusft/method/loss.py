@@ -1,6 +1,7 @@
 """Cross-entropy on response rows only, chunked before the head.
 
-Shapes: B batch, S sequence, D hidden, V vocabulary, R rows that predict a labelled token.
+Shapes: B batch, S sequence, D hidden, V vocabulary, R rows that predict a labelled token,
+G documents.
 """
 
 from __future__ import annotations
@@ -27,10 +28,14 @@ class PredictedRows:
     Attributes:
         mask_BS: True where the next token is a target.
         targets_R: The token to predict at each of them, in row-major order.
+        document_of_R: Number of the document that each of them belongs to.
+        per_document_G: Number of rows of each document.
     """
 
     mask_BS: Tensor
     targets_R: Tensor
+    document_of_R: Tensor
+    per_document_G: Tensor
 
     @classmethod
     def of(cls, targets_BS: Tensor, layout: TurnLayout) -> PredictedRows:
@@ -43,10 +48,24 @@ class PredictedRows:
         next_document_BS = F.pad(layout.document_ids_BS[:, 1:], (0, 1), value=-1)
         mask_BS = (next_BS != -100) & (next_document_BS == layout.document_ids_BS)
         mask_BS &= layout.is_token_BS
-        return cls(mask_BS, next_BS[mask_BS])
+        numbers_BS = layout.document_numbers()
+        document_of_R = numbers_BS[mask_BS]
+        documents = int(numbers_BS.amax()) + 1
+        return cls(
+            mask_BS,
+            next_BS[mask_BS],
+            document_of_R,
+            document_of_R.bincount(minlength=documents),
+        )
 
     def __len__(self) -> int:
         return self.targets_R.numel()
+
+    def mean_of_each_document(self, values_R: Tensor) -> Tensor:
+        """Mean of a value of each row over the rows of each document, [G]; 0 without a row."""
+        sums_G = values_R.new_zeros(len(self.per_document_G))
+        sums_G = sums_G.index_add(0, self.document_of_R, values_R)
+        return sums_G / self.per_document_G.clamp(min=1)
 
 
 def token_losses(

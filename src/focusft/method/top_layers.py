@@ -1,9 +1,7 @@
 """The layers above the trunk, run again in each inner step, without what does not change.
 
-Two things need not be computed again and again. The attention of the first adapted layer lies
-below all fast weights, unless they sit in attention itself, so it runs once. And only the rows
-that predict a target count after the last layer's attention: the others are keys and values
-there, and no more.
+The attention of the first adapted layer lies below all fast weights, unless they sit in attention
+itself, so it runs once.
 
 Shapes: B batch, S sequence, D hidden, R rows that predict a target.
 """
@@ -18,7 +16,6 @@ import torch
 from torch import Tensor
 
 from focusft.method.architectures import Architecture, attention_part, mlp_part
-from focusft.method.attention import ATTENTION
 from focusft.method.sharding import unhooked
 
 
@@ -43,40 +40,19 @@ def prepare_top_layers(
         states after the final norm, [R, D].
     """
     layers: list[Any] = parts.adapted_layers
-    if not parts.has_plain_layers:
-
-        def run_whole_layers() -> Tensor:
-            hidden_BSD = trunk_BSD
-            for layer in layers:
-                hidden_BSD = unhooked(layer)(hidden_BSD, **layer_kwargs)
-            return unhooked(parts.norm)(hidden_BSD[rows_BS])
-
-        return run_whole_layers
-
-    last_kwargs = {**layer_kwargs, ATTENTION: layer_kwargs[ATTENTION].only(rows_BS)}
-
-    def attend(layer: Any, hidden_BSD: Tensor) -> Tensor:
-        if layer is layers[-1]:
-            return attention_part(layer, hidden_BSD, last_kwargs)[rows_BS]
-        return attention_part(layer, hidden_BSD, layer_kwargs)
-
-    if not parts.adapts_attention:
+    first, *others = layers
+    if parts.has_plain_layers and not parts.adapts_attention:
         with torch.set_grad_enabled(keep_history):
-            attended = attend(layers[0], trunk_BSD)
-
-    def last_layer(hidden_BSD: Tensor) -> Tensor:
-        return mlp_part(layers[-1], attend(layers[-1], hidden_BSD))
+            attended_BSD = attention_part(first, trunk_BSD, layer_kwargs)
+        run_first = partial(_run, first, partial(mlp_part, first), attended_BSD)
+    else:
+        run_first = partial(unhooked(first), trunk_BSD, **layer_kwargs)
 
     def run() -> Tensor:
-        hidden = trunk_BSD
-        for layer in layers:
-            if layer is layers[0] and not parts.adapts_attention:
-                hidden = _run(layer, partial(mlp_part, layer), attended)
-            elif layer is layers[-1]:
-                hidden = _run(layer, last_layer, hidden)
-            else:
-                hidden = unhooked(layer)(hidden, **layer_kwargs)
-        return unhooked(parts.norm)(hidden)
+        hidden_BSD = run_first()
+        for layer in others:
+            hidden_BSD = unhooked(layer)(hidden_BSD, **layer_kwargs)
+        return unhooked(parts.norm)(hidden_BSD[rows_BS])
 
     return run
 

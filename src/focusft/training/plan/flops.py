@@ -161,8 +161,8 @@ def inner_layer_backward(
 def inner_flops(shape: ModelShape, focus: FocusConfig, setup: Setup) -> dict[str, Flops]:
     """The inner loop: forward, backward and, with checkpointing, recomputation of K steps.
 
-    As `method/top_layers.py` runs it: the first adapted layer's attention once in all, the last
-    layer's MLP, the norm and the head on the rows with a target only.
+    As `method/top_layers.py` and `method/last_layer.py` run it: the first adapted layer's attention
+    once in all, the last layer's MLP, the norm and the head on the rows with a target only.
     """
     steps = focus.num_inner_steps
     if steps == 0:
@@ -243,28 +243,37 @@ def _phases(shape: ModelShape, focus: FocusConfig, setup: Setup) -> dict[str, Fl
     """FLOPs of one micro-batch by phase, under the masks of the config.
 
     The backward of the outer loop takes twice the forward's linear maps (activations and
-    weights); fast weights are constant there and pass the activation gradient on only.
+    weights); fast weights are constant there and pass the activation gradient on only. The last
+    layer's queries and MLP are those of the rows with a target (`method/last_layer.py`).
     """
     calls = attention_calls(setup, focus.context_attention)
     rank = focus.inner_rank if focus.num_inner_steps else 0
-    trunk = layer_flops(shape, setup, calls)
-    top = layer_flops(shape, setup, calls, rank=rank)
-    layers = trunk * shape.first_adapted + top * shape.adapted
+    trunk = layer_flops(shape, setup, calls) * shape.first_adapted
+    whole = layer_flops(shape, setup, calls, rank=rank)
+    last, last_tokens = whole, setup.tokens
+    if shape.is_plain:
+        last, last_tokens = (
+            layer_flops(shape, setup, response_calls(calls), rank=rank, mlp_tokens=setup.rows),
+            setup.rows,
+        )
+    top = whole * (shape.adapted - 1) + last
+    layers = trunk + top
     head = head_flops(shape, setup.rows)
     backward = layers + Flops(linear=layers.linear, attention=-layers.attention)
     backward += _attention_backward(layers) + head * 2
     recompute = Flops()
     if setup.recomputes_products:
-        recompute += recompute_flops(shape, setup, trunk, setup.tokens) * shape.first_adapted
-        recompute += recompute_flops(shape, setup, top, setup.tokens, rank=rank) * shape.adapted
+        of_trunk = layer_flops(shape, setup, calls)
+        recompute += recompute_flops(shape, setup, of_trunk, setup.tokens) * shape.first_adapted
+        of_whole = recompute_flops(shape, setup, whole, setup.tokens, rank=rank)
+        recompute += of_whole * (shape.adapted - 1)
+        recompute += recompute_flops(shape, setup, last, last_tokens, rank=rank)
     if setup.rows > ROWS_PER_CHUNK:
         recompute += head
-    # The stock forward also makes the logits of one position of each row.
-    outer_head = head + head_flops(shape, 1)
     return {
-        "trunk forward": trunk * shape.first_adapted,
+        "trunk forward": trunk,
         **inner_flops(shape, focus, setup),
-        "outer forward": top * shape.adapted + outer_head,
+        "outer forward": top + head,
         "outer backward": backward,
         "outer recompute": recompute,
     }

@@ -71,14 +71,18 @@ def mlp_bytes(shape: ModelShape, tokens: int, precision: Precision) -> int:
     return tokens * precision.compute * shape.intermediate * (4 if shape.is_gated else 2)
 
 
-def layer_bytes(shape: ModelShape, setup: Setup, calls: list[Call]) -> int:
-    """What one layer of the outer forward keeps: two norms, attention, MLP."""
+def layer_bytes(
+    shape: ModelShape, setup: Setup, calls: list[Call], mlp_tokens: int | None = None
+) -> int:
+    """What one layer of the outer forward keeps: two norms, attention, MLP (of all tokens)."""
+    if mlp_tokens is None:
+        mlp_tokens = setup.tokens
     precision = setup.activation_precision
     return (
         norm_bytes(shape.hidden, setup.tokens, 3, precision)
         + attention_bytes(shape, setup, calls)
         + norm_bytes(shape.hidden, setup.tokens, shape.mlp_readers, precision)
-        + mlp_bytes(shape, setup.tokens, precision)
+        + mlp_bytes(shape, mlp_tokens, precision)
     )
 
 
@@ -154,8 +158,8 @@ def inner_layers_bytes(
 ) -> list[tuple[int, int]]:
     """What the backward of each adapted layer needs in one inner step, and what is kept for it.
 
-    Less than in the outer forward where `method/top_layers.py` leaves parts out; T * r numbers
-    more for each target.
+    Less than in the outer forward where `method/top_layers.py` and `method/last_layer.py` leave
+    parts out; T * r numbers more for each target.
     """
     precision = setup.activation_precision
     calls = attention_calls(setup, focus.inner_attention)
@@ -168,10 +172,10 @@ def inner_layers_bytes(
             precision.compute * focus.inner_rank * (setup.tokens if m.level <= 1 else tokens)
             for m in shape.targets
         )
-        total = low_rank + norm_bytes(shape.hidden, tokens, shape.mlp_readers, precision)
+        total = low_rank + norm_bytes(shape.hidden, setup.tokens, shape.mlp_readers, precision)
         total += mlp_bytes(shape, tokens, precision)
         if is_first and shape.is_plain and not shape.adapts_attention:
-            total -= 4 * tokens * shape.hidden  # its input needs no gradient
+            total -= 4 * setup.tokens * shape.hidden  # its input needs no gradient
         else:
             is_cut = is_last and shape.is_plain and focus.inner_objective != "context"
             total += norm_bytes(shape.hidden, setup.tokens, 3, precision)
@@ -212,9 +216,18 @@ def memory_terms(shape: ModelShape, focus: FocusConfig, setup: Setup) -> dict[st
         kept_layer_bytes(shape, setup, of_layer, rank=rank, mlp_tokens=setup.tokens)
         for rank in (0, focus.inner_rank if steps else 0)
     )
+    of_last = of_top
+    if shape.is_plain:
+        of_last = kept_layer_bytes(
+            shape,
+            setup,
+            layer_bytes(shape, setup, response_calls(calls), setup.rows),
+            rank=focus.inner_rank if steps else 0,
+            mlp_tokens=setup.rows,
+        )
     # Between the forward of the trunk and the outer forward of the top layers.
     trunk = shape.first_adapted * of_trunk
-    kept = outside_layers + trunk + shape.adapted * of_top
+    kept = outside_layers + trunk + (shape.adapted - 1) * of_top + of_last
 
     sharded = setup.shards > 1
     tail = shape.head_size * (1 if shape.is_tied else 2)
