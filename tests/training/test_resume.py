@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from focusft.data import LengthBucketedSampler
 from focusft.errors import ConfigError, RunInterrupted
-from focusft.training import checkpoints
+from focusft.training import checkpoints, watchdogs
 from focusft.training.checkpoints import (
     CheckpointError,
     find_damage,
@@ -419,9 +419,11 @@ def test_a_non_finite_first_loss_leaves_nothing_to_save(tmp_path):
     assert list_checkpoints(tmp_path) == []
 
 
-def test_a_rising_inner_loss_is_said_while_it_happens(tmp_path, caplog):
+def test_a_rising_inner_loss_is_said_while_it_happens(tmp_path, caplog, monkeypatch):
+    # Large steps raise about half of the losses, which half is a matter of rounding.
+    monkeypatch.setattr(watchdogs, "_RAISED_TOO_OFTEN", 0.1)
     with caplog.at_level(logging.WARNING):
-        run(tmp_path, inner_lr=1000.0, inner_grad_clip=0.0, max_steps=4, eval_strategy="no")
+        run(tmp_path, inner_lr=50.0, inner_grad_clip=0.0, max_steps=4, eval_strategy="no")
     lines = [r.getMessage() for r in caplog.records if "of the inner steps raised" in r.message]
     assert len(lines) == 1 and lines[0].startswith("step 4: ")
 
