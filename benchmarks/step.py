@@ -31,13 +31,14 @@ TRAINERS = {
     "published": ["--variant=published", "--checkpointing=none"],
     "published_checkpointed": ["--variant=published", "--checkpointing=full"],
     "trl_sft": ["--variant=trl_sft", "--checkpointing=none"],
+    "trl_sft_checkpointed": ["--variant=trl_sft", "--checkpointing=full"],
 }
-# Trainers that step in turn; each group fits into 24 GB at 2,048 tokens.
+# Trainers that step in turn; each group fits into 23 GB at 2,048 tokens.
 GROUPS = (
     ("ours", "k0", "sft"),
-    ("ours", "sft", "trl_sft"),
+    ("ours", "ours_kept", "sft", "trl_sft"),
     ("ours", "ours_kept", "published"),
-    ("ours", "ours_checkpointed", "published_checkpointed"),
+    ("ours", "ours_checkpointed", "published_checkpointed", "trl_sft_checkpointed"),
 )
 RATIOS = {
     "published_over_ours": ("published", "ours_kept"),
@@ -46,7 +47,9 @@ RATIOS = {
     "ours_over_k0": ("ours", "k0"),
     "ours_over_kept": ("ours", "ours_kept"),
     "ours_over_sft": ("ours", "sft"),
-    "ours_over_trl_sft": ("ours", "trl_sft"),
+    "ours_over_trl_sft": ("ours_kept", "trl_sft"),
+    "ours_over_trl_sft_default": ("ours", "trl_sft_checkpointed"),
+    "ours_default_over_trl_sft": ("ours", "trl_sft"),
     "sft_over_trl_sft": ("sft", "trl_sft"),
 }
 

@@ -147,6 +147,11 @@ class FocusEngine:
             ) from error
         self._add_hooks(model, self._architecture)
 
+    @property
+    def first_adapted_layer(self) -> nn.Module:
+        """The layer before which the inner loop runs; "stock" plain SFT has none."""
+        return self._architecture.adapted_layers[0]
+
     def detach(self) -> None:
         """Remove every hook: the model is what it was before."""
         if self._handles and self.attention_backend != "stock":

@@ -28,6 +28,7 @@ from focusft.method.loss import PredictedRows
 from focusft.method.turns import TurnLayout
 from focusft.training.checkpointing import KeepAttention, checkpoint_selectively
 from focusft.training.config import FocuSFTConfig, TrainConfig
+from focusft.training.heap import ReturnFreedMemory
 from focusft.training.live_probe import PROBE_EXAMPLES, LiveProbe
 from focusft.training.parallelism import refuse_data_parallel, refuse_parallelism
 from focusft.training.resolved_config import RESOLVED_CONFIG
@@ -121,6 +122,8 @@ class FocuSFTTrainer(ResumableTrainer):
             checkpoint_selectively(model)
         elif checkpointing == "all_but_attention":
             self.add_callback(KeepAttention())
+        if checkpointing != "none" and args.device.type == "cpu" and not self._is_stock:
+            self.add_callback(ReturnFreedMemory(self.engine.first_adapted_layer))
         if args.bf16 and args.device.type == "cpu":
             warn_if_bfloat16_is_slow("bf16", "leave it out to train faster")
         self.engine.stops_on_non_finite = self.args.world_size == 1
