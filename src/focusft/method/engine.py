@@ -318,7 +318,7 @@ class FocusEngine:
     def _add_fast_weights(
         self, index: int, target: nn.Module, args: tuple[Tensor, ...], output: Tensor
     ) -> Tensor:
-        call = None if self._active is None else self._active()
+        call = self._active_call
         if call is None or call.fast_weights is None:
             return output
         if not call.is_adapting:
@@ -331,22 +331,23 @@ class FocusEngine:
 
     def _cut_queries(
         self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """The last layer attends from the wanted rows only; its MLP gets these, and no others."""
         call = kwargs.get(CALL)
         if call is None or call.last_layer is None:
-            return args, kwargs
+            return None
         return args, kwargs | {ATTENTION: call.last_layer.attention}
 
-    def _take_rows(self, mlp: nn.Module, args: tuple[Tensor]) -> Tensor:
-        call = None if self._active is None else self._active()
+    def _take_rows(self, mlp: nn.Module, args: tuple[Tensor]) -> Tensor | None:
+        call = self._active_call
         if call is None or call.last_layer is None:
-            return args[0]
+            return None
         return call.last_layer.take(args[0])
 
-    def _put_rows_back(self, mlp: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-        call = None if self._active is None else self._active()
+    def _put_rows_back(self, mlp: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor | None:
+        call = self._active_call
         if call is None or call.last_layer is None:
-            return output
+            return None
         return call.last_layer.put_back(output)
 
     def _compute_loss(
@@ -394,6 +395,10 @@ class FocusEngine:
         return type(output)(**{**output, "loss": loss})
 
     # Parts of the hooks.
+
+    @property
+    def _active_call(self) -> FocusCall | None:
+        return None if self._active is None else self._active()
 
     def _attention(self, layout: TurnLayout, context_attention: ContextAttention) -> TurnAttention:
         return turn_attention(self._architecture.model, layout, context_attention)

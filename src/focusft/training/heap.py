@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class ReturnFreedMemory(TrainerCallback):
-    """Returns it before the inner loop, after it, and once in the backward pass.
+    """Returns it before the inner loop, and once in the backward pass.
 
     Without glibc it does nothing.
     """
@@ -36,11 +36,10 @@ class ReturnFreedMemory(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Hook the layer: around the hook of the engine, which runs the inner loop."""
+        """Hook the layer, before the hook of the engine, which runs the inner loop."""
         layer = self._layer
         self._handles = [
             layer.register_forward_pre_hook(_on_arrival, prepend=True),
-            layer.register_forward_pre_hook(_on_arrival),
             layer.register_forward_hook(_on_departure),
         ]
 
