@@ -19,6 +19,7 @@ def record_returns(monkeypatch, built):
 
 
 def test_twice_a_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(heap, "LEAST_TOKENS", 1)
     built = trainer(tmp_path, max_steps=2, probe_steps=0, selective_checkpointing=True)
     events = record_returns(monkeypatch, built)
     assert events == 2 * ["returned", "after the inner loop", "backward", "returned"]
@@ -26,7 +27,13 @@ def test_twice_a_step(tmp_path, monkeypatch):
     assert heap._on_arrival not in hooks.values()
 
 
+def test_never_in_short_batches(tmp_path, monkeypatch):
+    built = trainer(tmp_path, max_steps=2, probe_steps=0, selective_checkpointing=True)
+    assert "returned" not in record_returns(monkeypatch, built)
+
+
 def test_never_without_checkpointing(tmp_path, monkeypatch):
+    monkeypatch.setattr(heap, "LEAST_TOKENS", 1)
     built = trainer(tmp_path, max_steps=2, probe_steps=0, selective_checkpointing=False)
     assert "returned" not in record_returns(monkeypatch, built)
 
