@@ -39,6 +39,7 @@ class FocusCall:
         self.normaliser = normaliser
         self.context_attention = context_attention
         self.trunk_input: tuple[Tensor, dict[str, Any]] | None = None
+        self.inner_rows: PredictedRows | None = None
         self.last_layer: LastLayerRows | None = None
         self.fast_weights: FastWeights | None = None
         self.is_adapting = False

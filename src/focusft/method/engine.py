@@ -256,7 +256,7 @@ class FocusEngine:
             targets_BS = inner_targets(
                 config.inner_objective, call.input_ids_BS, call.labels_BS, layout
             )
-            rows = PredictedRows.of(targets_BS, layout)
+            rows = call.inner_rows = PredictedRows.of(targets_BS, layout)
             outer_rows, call.last_layer = (
                 call.last_layer,
                 _last_layer_rows(rows, layer_kwargs[ATTENTION]),
@@ -426,14 +426,10 @@ class FocusEngine:
             and config.inner_objective != "context"
             and config.inner_attention == call.context_attention
         )
-        if not is_known:
+        if not is_known or call.inner_rows is None:
             return trace
-        targets_BS = inner_targets(
-            config.inner_objective, call.input_ids_BS, call.labels_BS, call.layout
-        )
-        inner_rows = PredictedRows.of(targets_BS, call.layout)
-        inner_losses_R = losses_R[inner_rows.mask_BS[call.rows.mask_BS]]
-        return trace.with_final_losses(inner_rows.mean_of_each_document(inner_losses_R))
+        inner_losses_R = losses_R[call.inner_rows.mask_BS[call.rows.mask_BS]]
+        return trace.with_final_losses(call.inner_rows.mean_of_each_document(inner_losses_R))
 
 
 def _last_layer_rows(rows: PredictedRows, attention: TurnAttention) -> LastLayerRows | None:

@@ -248,14 +248,13 @@ def _phases(shape: ModelShape, focus: FocusConfig, setup: Setup) -> dict[str, Fl
     """
     calls = attention_calls(setup, focus.context_attention)
     rank = focus.inner_rank if focus.num_inner_steps else 0
-    trunk = layer_flops(shape, setup, calls) * shape.first_adapted
+    of_trunk = layer_flops(shape, setup, calls)
     whole = layer_flops(shape, setup, calls, rank=rank)
     last, last_tokens = whole, setup.tokens
     if shape.is_plain:
-        last, last_tokens = (
-            layer_flops(shape, setup, response_calls(calls), rank=rank, mlp_tokens=setup.rows),
-            setup.rows,
-        )
+        last_tokens = setup.rows
+        last = layer_flops(shape, setup, response_calls(calls), rank=rank, mlp_tokens=last_tokens)
+    trunk = of_trunk * shape.first_adapted
     top = whole * (shape.adapted - 1) + last
     layers = trunk + top
     head = head_flops(shape, setup.rows)
@@ -263,7 +262,6 @@ def _phases(shape: ModelShape, focus: FocusConfig, setup: Setup) -> dict[str, Fl
     backward += _attention_backward(layers) + head * 2
     recompute = Flops()
     if setup.recomputes_products:
-        of_trunk = layer_flops(shape, setup, calls)
         recompute += recompute_flops(shape, setup, of_trunk, setup.tokens) * shape.first_adapted
         of_whole = recompute_flops(shape, setup, whole, setup.tokens, rank=rank)
         recompute += of_whole * (shape.adapted - 1)

@@ -71,12 +71,8 @@ def mlp_bytes(shape: ModelShape, tokens: int, precision: Precision) -> int:
     return tokens * precision.compute * shape.intermediate * (4 if shape.is_gated else 2)
 
 
-def layer_bytes(
-    shape: ModelShape, setup: Setup, calls: list[Call], mlp_tokens: int | None = None
-) -> int:
-    """What one layer of the outer forward keeps: two norms, attention, MLP (of all tokens)."""
-    if mlp_tokens is None:
-        mlp_tokens = setup.tokens
+def layer_bytes(shape: ModelShape, setup: Setup, calls: list[Call], mlp_tokens: int) -> int:
+    """What one layer of the outer forward keeps: two norms, attention, MLP."""
     precision = setup.activation_precision
     return (
         norm_bytes(shape.hidden, setup.tokens, 3, precision)
@@ -207,7 +203,7 @@ def memory_terms(shape: ModelShape, focus: FocusConfig, setup: Setup) -> dict[st
     weights = PRECISIONS[setup.precision].weights
     precision = setup.activation_precision
     calls = attention_calls(setup, focus.context_attention)
-    of_layer, hidden = layer_bytes(shape, setup, calls), hidden_bytes(shape, setup)
+    of_layer, hidden = layer_bytes(shape, setup, calls, setup.tokens), hidden_bytes(shape, setup)
     outside_layers = norm_bytes(shape.hidden, setup.tokens, 1, precision)
     linear = sum(m.size for m in shape.maps) * shape.layers + shape.head_size
     casts = 2 * linear if precision.is_autocast else 0
