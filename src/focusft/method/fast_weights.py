@@ -58,7 +58,8 @@ class FastWeights:
         """Add to the output of linear map number `index` what the fast weights make of its input.
 
         Args:
-            output_BSO: What the linear map returned.
+            output_BSO: What the linear map returned; the sum is written to it where that is
+                possible.
             index: Number of the linear map.
             x_BSI: What it was called with.
         """
@@ -66,9 +67,12 @@ class FastWeights:
             x_BSI = self._with_dropout(x_BSI.to(output_BSO.dtype))
             A_GrI, B_GOr = self.A[index].to(x_BSI.dtype), self.B[index].to(x_BSI.dtype)
             low_rank_BSr = torch.bmm(x_BSI, A_GrI.transpose(1, 2))
-            return torch.baddbmm(
-                output_BSO, low_rank_BSr, B_GOr.transpose(1, 2), alpha=self.scaling
-            )
+            B_GrO = B_GOr.transpose(1, 2)
+            if output_BSO._base is None:
+                # In place, which saves a copy of a large tensor.
+                return output_BSO.baddbmm_(low_rank_BSr, B_GrO, alpha=self.scaling)
+            # Writing to a view would copy its gradient.
+            return torch.baddbmm(output_BSO, low_rank_BSr, B_GrO, alpha=self.scaling)
         rows = []
         for row, (output_SO, x_SI) in enumerate(zip(output_BSO, x_BSI, strict=True)):
             document_numbers, lengths = [], []

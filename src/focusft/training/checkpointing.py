@@ -20,16 +20,12 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import (
-    CheckpointPolicy,
-    SelectiveCheckpointContext,
-    create_selective_checkpoint_contexts,
-)
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from focusft.method.architectures import unwrap_causal_lm
 from focusft.method.product_attention import PRODUCT_ATTENTION
+from focusft.training.kept_outputs import KeptOutputs
 
 Checkpointing = Literal["none", "selective", "all_but_attention", "full"]
 
@@ -101,7 +97,7 @@ class KeepAttention(TrainerCallback):
 def _contexts(
     kept: frozenset[Any],
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    forward, recompute = create_selective_checkpoint_contexts(partial(_policy, kept))
+    forward, recompute = KeptOutputs(kept).contexts()
     return _WithoutAutocastCache(forward), _WithoutAutocastCache(recompute)
 
 
@@ -123,15 +119,3 @@ class _WithoutAutocastCache(AbstractContextManager[None]):
 
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
-
-
-def _policy(
-    kept: frozenset[Any],
-    context: SelectiveCheckpointContext,
-    operation: Any,
-    *args: Any,
-    **kwargs: Any,
-) -> CheckpointPolicy:
-    if operation in kept:
-        return CheckpointPolicy.MUST_SAVE
-    return CheckpointPolicy.PREFER_RECOMPUTE
