@@ -64,10 +64,11 @@ def efficiency(model_name: str, length: int, response: int) -> dict[str, Any]:
         return time.perf_counter() - started
 
     step()
-    # torch counts the attention of CUDA kernels only.
+    # torch counts the attention of CUDA kernels only, and no product that is added in place.
     kernels = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward_flops,
+        torch.ops.aten.addmm_: _product_flops,
     }
     with FlopCounterMode(display=False, custom_mapping=kernels) as counter:
         step()
@@ -86,7 +87,7 @@ def efficiency(model_name: str, length: int, response: int) -> dict[str, Any]:
         attention.append(sum(t for op, t in times.items() if "attention" in op) / total)
         for op, spent in times.items():
             operations.setdefault(op, []).append(spent / total)
-        names = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+        names = ("aten::mm", "aten::addmm", "aten::bmm", "aten::addmm_")
         products.append(sum(times.get(name, 0.0) for name in names) / total)
     engine.detach()
     step_seconds = statistics.median(seconds)
@@ -105,6 +106,10 @@ def efficiency(model_name: str, length: int, response: int) -> dict[str, Any]:
         "fraction_of_peak": other_flops / (step_seconds - attention_seconds) / peak,
         "operations": {op.removeprefix("aten::"): step_seconds * shares[op] for op in longest},
     }
+
+
+def _product_flops(added: Any, left: Any, right: Any, **_: Any) -> int:
+    return int(2 * left[0] * left[1] * right[1])
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

@@ -323,11 +323,11 @@ class FocusEngine:
             return output
         if not call.is_adapting:
             call.maps_adapted += 1
-        x = args[0]
+        x, rows_per_document = args[0], None
         if x.ndim == 2:
             assert call.last_layer is not None
-            return call.fast_weights.add_to_rows(output, index, x, call.last_layer.per_document)
-        return call.fast_weights.add_to(output, index, x)
+            rows_per_document = call.last_layer.per_document
+        return call.fast_weights.add_to(output, index, x, rows_per_document)
 
     def _cut_queries(
         self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +31,8 @@ class FastWeights:
         scaling: inner_alpha / inner_rank.
         dropout: Probability of dropping an input feature of the fast weights.
         documents: Where the G documents lie in the batch.
+        is_zero: B is zero, and only the gradients of B are wanted: the product is left out, and
+            so is what would go back through B, which is zero as well.
     """
 
     A: tuple[Tensor, ...]
@@ -36,6 +40,7 @@ class FastWeights:
     scaling: float
     dropout: float
     documents: tuple[Document, ...]
+    is_zero: bool = False
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -44,7 +49,8 @@ class FastWeights:
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> FastWeights:
         """The same fast weights with other values, in the order of `tensors`."""
-        return replace(self, A=tuple(tensors[: len(self.A)]), B=tuple(tensors[len(self.A) :]))
+        A, B = tuple(tensors[: len(self.A)]), tuple(tensors[len(self.A) :])
+        return replace(self, A=A, B=B, is_zero=False)
 
     def as_leaves(self) -> FastWeights:
         """Cut the history, so that gradients with respect to these values can be taken."""
@@ -54,72 +60,97 @@ class FastWeights:
         """The values as constants."""
         return self.with_tensors([t.detach() for t in self.tensors])
 
-    def add_to(self, output_BSO: Tensor, index: int, x_BSI: Tensor) -> Tensor:
+    def add_to(
+        self,
+        output: Tensor,
+        index: int,
+        x: Tensor,
+        rows_per_document: Sequence[int] | None = None,
+    ) -> Tensor:
         """Add to the output of linear map number `index` what the fast weights make of its input.
 
         Args:
-            output_BSO: What the linear map returned; the sum is written to it where that is
-                possible.
+            output: What the linear map returned, [B, S, O], or [R, O]: some rows of each document,
+                in the documents' order. The sum is written to it where that is possible.
             index: Number of the linear map.
-            x_BSI: What it was called with.
+            x: What it was called with, [B, S, I] or [R, I].
+            rows_per_document: How many rows of each document [R, O] has.
         """
-        if self._is_one_document_per_row(len(x_BSI)):
-            x_BSI = self._with_dropout(x_BSI.to(output_BSO.dtype))
-            A_GrI, B_GOr = self.A[index].to(x_BSI.dtype), self.B[index].to(x_BSI.dtype)
-            low_rank_BSr = torch.bmm(x_BSI, A_GrI.transpose(1, 2))
-            B_GrO = B_GOr.transpose(1, 2)
-            if output_BSO._base is None:
-                # In place, which saves a copy of a large tensor.
-                return output_BSO.baddbmm_(low_rank_BSr, B_GrO, alpha=self.scaling)
-            # Writing to a view would copy its gradient.
-            return torch.baddbmm(output_BSO, low_rank_BSr, B_GrO, alpha=self.scaling)
-        rows = []
-        for row, (output_SO, x_SI) in enumerate(zip(output_BSO, x_BSI, strict=True)):
-            document_numbers, lengths = [], []
-            position = 0
-            for number, document in enumerate(self.documents):
-                if document.row == row:
-                    document_numbers += [None, number]
-                    lengths += [document.start - position, document.stop - document.start]
-                    position = document.stop
-            document_numbers.append(None)
-            lengths.append(len(x_SI) - position)
-            rows.append(self._add_to_pieces(output_SO, index, x_SI, document_numbers, lengths))
-        return torch.stack(rows)
-
-    def add_to_rows(
-        self, output_RO: Tensor, index: int, x_RI: Tensor, rows_per_document: Sequence[int]
-    ) -> Tensor:
-        """Like `add_to`, on some rows only: those of each document, in the documents' order."""
-        numbers = range(len(rows_per_document))
-        return self._add_to_pieces(output_RO, index, x_RI, numbers, rows_per_document)
-
-    def _add_to_pieces(
-        self,
-        output_TO: Tensor,
-        index: int,
-        x_TI: Tensor,
-        document_numbers: Sequence[int | None],
-        lengths: Sequence[int],
-    ) -> Tensor:
-        """`lengths` tokens belong to each document, or to none."""
-        x_TI = self._with_dropout(x_TI.to(output_TO.dtype))
+        spans = self._spans(x.shape, rows_per_document)
+        if not spans:
+            return output
+        x_TI = x.flatten(0, -2).to(output.dtype)
         A_GrI, B_GOr = self.A[index].to(x_TI.dtype), self.B[index].to(x_TI.dtype)
-        pieces = []
-        for number, output_PO, x_PI in zip(
-            document_numbers, output_TO.split(lengths), x_TI.split(lengths), strict=True
-        ):
-            if number is not None:
-                low_rank_Pr = F.linear(x_PI, A_GrI[number])
-                output_PO = torch.addmm(output_PO, low_rank_Pr, B_GOr[number].T, alpha=self.scaling)
-            pieces.append(output_PO)
-        return torch.cat(pieces) if pieces else output_TO
+        if self.is_zero:
+            x_TI, A_GrI = x_TI.detach(), A_GrI.detach()
+        if self.dropout > 0:
+            x_TI = F.dropout(x_TI, self.dropout)
+        if output._base is not None:
+            # Writing to a view would copy its gradient.
+            output = output.clone()
+        pieces = _split(x_TI, spans)
+        low_rank = [F.linear(x_PI, A_rI) for x_PI, A_rI in zip(pieces, A_GrI, strict=True)]
+        return _AddProducts.apply(output, B_GOr, self.scaling, self.is_zero, spans, *low_rank)
 
-    def _with_dropout(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout) if self.dropout > 0 else x
+    def _spans(
+        self, shape: Sequence[int], rows_per_document: Sequence[int] | None
+    ) -> tuple[slice, ...]:
+        """Where each document lies in the flattened rows."""
+        if rows_per_document is None:
+            starts = [d.row * shape[1] + d.start for d in self.documents]
+            lengths = [d.stop - d.start for d in self.documents]
+        else:
+            lengths = list(rows_per_document)
+            starts = list(accumulate(lengths, initial=0))[:-1]
+        return tuple(slice(s, s + n) for s, n in zip(starts, lengths, strict=True))
 
-    def _is_one_document_per_row(self, batch: int) -> bool:
-        return [document.row for document in self.documents] == list(range(batch))
+
+def _split(x_TI: Tensor, spans: Sequence[slice]) -> Sequence[Tensor]:
+    """The rows of each span. Other than those of slices, their gradients are joined once."""
+    if [(span.start, span.stop) for span in spans] == [(0, len(x_TI))]:
+        return [x_TI]
+    bounds = [0, *(bound for span in spans for bound in (span.start, span.stop)), len(x_TI)]
+    with_gaps = x_TI.split([stop - start for start, stop in pairwise(bounds)])
+    return with_gaps[1::2]
+
+
+class _AddProducts(torch.autograd.Function):
+    """Add low_rank @ B.T to a span of rows for each document, in place: no copy of the output."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        output: Tensor,
+        B_GOr: Tensor,
+        scaling: float,
+        is_zero: bool,
+        spans: tuple[slice, ...],
+        *low_rank: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(B_GOr, *low_rank)
+        ctx.scaling, ctx.spans = scaling, spans
+        if not is_zero:
+            output_TO = output.flatten(0, -2)
+            for span, low_Pr, B_Or in zip(spans, low_rank, B_GOr, strict=True):
+                output_TO[span].addmm_(low_Pr, B_Or.T, alpha=scaling)
+        ctx.mark_dirty(output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        B_GOr, *low_rank = ctx.saved_tensors
+        wants_output, wants_B, _, _, _, *wants_low = ctx.needs_input_grad
+        pieces = [gradient.flatten(0, -2)[span] for span in ctx.spans]
+        of_B = None
+        if wants_B:
+            of_B = ctx.scaling * torch.stack(
+                [piece_PO.T @ low_Pr for piece_PO, low_Pr in zip(pieces, low_rank, strict=True)]
+            )
+        of_low = [
+            ctx.scaling * (piece_PO @ B_Or) if wanted else None
+            for piece_PO, B_Or, wanted in zip(pieces, B_GOr, wants_low, strict=True)
+        ]
+        return (gradient if wants_output else None, of_B, None, None, None, *of_low)
 
 
 def initial_fast_weights(

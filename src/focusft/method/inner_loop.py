@@ -115,7 +115,7 @@ def adapt(
         phi_K, constant for `inner_order` 1 and with its history for 2, and the trace.
     """
     first_order = config.inner_order == 1
-    weights = initial.as_leaves()
+    weights = replace(initial.as_leaves(), is_zero=first_order)
     losses_G = inner_losses(weights)
     trace_losses, step_sizes, grad_norms = [losses_G.detach()], [], []
     for step in range(config.num_inner_steps):

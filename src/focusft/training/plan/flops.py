@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from focusft.errors import UserError
 from focusft.method.config import FocusConfig
@@ -70,6 +71,7 @@ def layer_flops(
     calls: Iterable[Call],
     *,
     rank: int = 0,
+    is_zero: bool = False,
     mlp_tokens: int | None = None,
     with_attention: bool = True,
 ) -> Flops:
@@ -81,6 +83,7 @@ def layer_flops(
         calls: Attention calls of one document.
         rank: Of the fast weights in use: 2 * tokens * r * (inputs + outputs) more for each
             target. 0 for none.
+        is_zero: B is zero, and the product with it left out: no outputs in that formula.
         mlp_tokens: Tokens that go through the MLP; all by default.
         with_attention: Also run attention, with its maps.
     """
@@ -91,24 +94,30 @@ def layer_flops(
         tokens = setup.tokens if m.level <= 1 or mlp_tokens is None else mlp_tokens
         flops += Flops(linear=2 * tokens * m.size)
         if m.has_fast_weights:
-            flops += Flops(fast_weights=2 * tokens * rank * (m.inputs + m.outputs))
+            features = m.inputs + (0 if is_zero else m.outputs)
+            flops += Flops(fast_weights=2 * tokens * rank * features)
     return flops
 
 
 def recompute_flops(
-    shape: ModelShape, setup: Setup, forward: Flops, tokens: int, *, rank: int = 0
+    shape: ModelShape,
+    setup: Setup,
+    forward: Flops,
+    *,
+    has_fast_weights: bool,
+    is_last: bool,
 ) -> Flops:
     """A checkpointed layer runs again, up to the last tensor that its backward wants.
 
-    Non-reentrant checkpointing stops there: the last product (the map out of the MLP, or the
-    fast weights that follow it) is not computed again.
+    Non-reentrant checkpointing stops there: the map out of the MLP is not computed again, unless
+    fast weights follow it, or the last layer puts its rows back.
     """
     if setup.checkpointing == "all_but_attention":
         forward += Flops(attention=-forward.attention)
     last = shape.maps[-1]
-    if rank and last.has_fast_weights:
-        return forward + Flops(fast_weights=-2 * tokens * rank * last.outputs)
-    return forward + Flops(linear=-2 * tokens * last.size)
+    if (has_fast_weights and last.has_fast_weights) or (is_last and shape.is_plain):
+        return forward
+    return forward + Flops(linear=-2 * setup.tokens * last.size)
 
 
 def head_flops(shape: ModelShape, rows: int) -> Flops:
@@ -132,8 +141,8 @@ def inner_layer_backward(
     A map passes a gradient on (2 * tokens * size) if its input depends on fast weights: always
     above the first adapted layer, there only behind a target. Each target's fast weights cost
     2 * tokens * r * outputs for B's gradient, as much for what goes back through B, and
-    2 * tokens * r * inputs each for A's gradient and the input's. A's gradient is zero at the
-    first step, where B is zero, and is left out there.
+    2 * tokens * r * inputs each for A's gradient and the input's. At the first step B is zero, so
+    that nothing goes back through it: B's gradient is all there.
     """
     target_levels = [m.level for m in shape.targets]
     flops = Flops()
@@ -147,14 +156,8 @@ def inner_layer_backward(
         if passes_on:
             flops += Flops(linear=2 * tokens * m.size)
         if m.has_fast_weights:
-            through_b = passes_on or not is_first_step
-            of_inputs = int(passes_on) + int(not is_first_step)
-            flops += Flops(
-                fast_weights=2
-                * tokens
-                * rank
-                * (m.outputs * (1 + int(through_b)) + m.inputs * of_inputs)
-            )
+            through_b = 0 if is_first_step else m.outputs + m.inputs * (1 + int(passes_on))
+            flops += Flops(fast_weights=2 * tokens * rank * (m.outputs + through_b))
     return flops
 
 
@@ -171,8 +174,10 @@ def inner_flops(shape: ModelShape, focus: FocusConfig, setup: Setup) -> dict[str
         raise UserError("plan: inner_order=2 is not covered; plan with inner_order=1")
     calls = attention_calls(setup, focus.inner_attention)
     rows, rank = inner_rows(focus, setup), focus.inner_rank
-    once, forward, recompute = Flops(), Flops(), Flops()
-    backward = {True: Flops(), False: Flops()}
+    once = Flops()
+    # Of the first step, and of each other one.
+    forward = {True: Flops(), False: Flops()}
+    recompute, backward = forward.copy(), forward.copy()
     if focus.inner_attention != focus.context_attention:  # the trunk again, under another mask
         once += layer_flops(shape, setup, calls) * shape.first_adapted
     for index in range(shape.adapted):
@@ -184,18 +189,21 @@ def inner_flops(shape: ModelShape, focus: FocusConfig, setup: Setup) -> dict[str
         if is_split:
             whole = layer_flops(shape, setup, layer_calls)
             once += whole + layer_flops(shape, setup, (), with_attention=False) * -1
-        of_layer = layer_flops(
-            shape,
-            setup,
-            layer_calls,
-            rank=rank,
-            mlp_tokens=tokens,
-            with_attention=not is_split,
-        )
-        forward += of_layer
-        if setup.recomputes_products:
-            recompute += recompute_flops(shape, setup, of_layer, tokens, rank=rank)
         for is_first_step in (True, False):
+            of_layer = layer_flops(
+                shape,
+                setup,
+                layer_calls,
+                rank=rank,
+                is_zero=is_first_step,
+                mlp_tokens=tokens,
+                with_attention=not is_split,
+            )
+            forward[is_first_step] += of_layer
+            if setup.recomputes_products:
+                recompute[is_first_step] += recompute_flops(
+                    shape, setup, of_layer, has_fast_weights=True, is_last=is_last
+                )
             backward[is_first_step] += inner_layer_backward(
                 shape,
                 setup,
@@ -207,14 +215,16 @@ def inner_flops(shape: ModelShape, focus: FocusConfig, setup: Setup) -> dict[str
                 is_first_step=is_first_step,
             )
     head = head_flops(shape, rows)
-    if rows > ROWS_PER_CHUNK:
-        recompute += head
+    head_recompute = head if rows > ROWS_PER_CHUNK else Flops()
     # Backtracking also looks at the loss after the last step (and more often, if it rises).
-    forwards = steps + int(focus.inner_step == "backtracking")
+    looks = int(focus.inner_step == "backtracking")
+    others = steps - 1
     return {
-        "inner forward": once + (forward + head) * forwards,
-        "inner backward": backward[True] + backward[False] * (steps - 1) + head * steps,
-        "inner recompute": recompute * steps,
+        "inner forward": (
+            once + forward[True] + forward[False] * (others + looks) + head * (steps + looks)
+        ),
+        "inner backward": backward[True] + backward[False] * others + head * steps,
+        "inner recompute": recompute[True] + recompute[False] * others + head_recompute * steps,
     }
 
 
@@ -250,10 +260,9 @@ def _phases(shape: ModelShape, focus: FocusConfig, setup: Setup) -> dict[str, Fl
     rank = focus.inner_rank if focus.num_inner_steps else 0
     of_trunk = layer_flops(shape, setup, calls)
     whole = layer_flops(shape, setup, calls, rank=rank)
-    last, last_tokens = whole, setup.tokens
+    last = whole
     if shape.is_plain:
-        last_tokens = setup.rows
-        last = layer_flops(shape, setup, response_calls(calls), rank=rank, mlp_tokens=last_tokens)
+        last = layer_flops(shape, setup, response_calls(calls), rank=rank, mlp_tokens=setup.rows)
     trunk = of_trunk * shape.first_adapted
     top = whole * (shape.adapted - 1) + last
     layers = trunk + top
@@ -262,10 +271,12 @@ def _phases(shape: ModelShape, focus: FocusConfig, setup: Setup) -> dict[str, Fl
     backward += _attention_backward(layers) + head * 2
     recompute = Flops()
     if setup.recomputes_products:
-        recompute += recompute_flops(shape, setup, of_trunk, setup.tokens) * shape.first_adapted
-        of_whole = recompute_flops(shape, setup, whole, setup.tokens, rank=rank)
+        again = partial(recompute_flops, shape, setup)
+        recompute += again(of_trunk, has_fast_weights=False, is_last=False) * shape.first_adapted
+        adapts = rank > 0
+        of_whole = again(whole, has_fast_weights=adapts, is_last=False)
         recompute += of_whole * (shape.adapted - 1)
-        recompute += recompute_flops(shape, setup, last, last_tokens, rank=rank)
+        recompute += again(last, has_fast_weights=adapts, is_last=True)
     if setup.rows > ROWS_PER_CHUNK:
         recompute += head
     return {
