@@ -56,6 +56,7 @@ def efficiency(model_name: str, length: int, response: int) -> dict[str, Any]:
     labels[:, :-response] = -100
     checkpoint_selectively(model)
     engine = focusft.attach(model, focusft.FocusConfig(inner_lr=0.1))
+    engine.checkpoints_inner_attention = False
 
     def step() -> float:
         model.zero_grad(set_to_none=True)

@@ -21,7 +21,15 @@ from tests.tiny_models import tiny_model
 TURNS = [(70, 30)] * 2
 
 
-def step(model, *, context_attention="bidirectional", inner_order=1, packed=False, autocast=False):
+def step(
+    model,
+    *,
+    context_attention="bidirectional",
+    inner_order=1,
+    packed=False,
+    autocast=False,
+    checkpoints_inner_attention=True,
+):
     """Loss, gradients, bytes that autograd keeps, FLOPs of one training step."""
     input_ids, labels = conversation(TURNS)
     positions = torch.arange(len(input_ids))
@@ -29,6 +37,7 @@ def step(model, *, context_attention="bidirectional", inner_order=1, packed=Fals
         input_ids, labels, positions = (torch.cat([x, x]) for x in (input_ids, labels, positions))
     config = replace(CONFIG, context_attention=context_attention, inner_order=inner_order)
     engine = focusft.attach(model.train(), config)
+    engine.checkpoints_inner_attention = checkpoints_inner_attention
     kept = {}
 
     def pack(tensor):
@@ -65,14 +74,37 @@ def test_same_bits_and_nearly_the_same_work_with_less_memory(family, context_att
     assert kept_again < 0.75 * kept
 
 
-class CountAttention(TorchDispatchMode):
-    """Counts the forward calls of attention."""
+class Count(TorchDispatchMode):
+    """Counts the forward calls of some operations."""
 
-    calls = 0
+    def __init__(self, operations):
+        super().__init__()
+        self.operations, self.calls = operations, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.calls += func in ATTENTION_OPERATIONS
+        self.calls += func in self.operations
         return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "granite"])
+@pytest.mark.parametrize("packed", [False, True], ids=["single", "packed"])
+def test_the_norms_of_inner_attentions_run_once(family, packed):
+    def run(checkpoints):
+        model = tiny_model(family)
+        checkpoint_selectively(model)
+        with Count({torch.ops.aten.rsqrt.default}) as norms:
+            found = step(model, packed=packed, checkpoints_inner_attention=checkpoints)
+        return *found, norms.calls
+
+    loss, gradients, _, flops, norms = run(True)
+    loss_again, gradients_again, _, flops_again, fewer_norms = run(False)
+    assert torch.equal(loss, loss_again)
+    assert all(torch.equal(gradients[name], gradients_again[name]) for name in gradients)
+    # Granite's layers are not plain, so the inner loop runs them as a whole. The tiny models have
+    # one adapted layer above the first; the norms of queries and keys are two more in Qwen3's.
+    fewer_in_a_step = {"granite": 0, "qwen3": 3}.get(family, 1)
+    assert norms - fewer_norms == CONFIG.num_inner_steps * fewer_in_a_step
+    assert flops_again == flops
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
@@ -81,7 +113,7 @@ def test_everything_but_attention_runs_again(family, packed):
     def run(prepare):
         model = tiny_model(family)
         prepare(model)
-        with CountAttention() as counter:
+        with Count(ATTENTION_OPERATIONS) as counter:
             found = step(model, packed=packed)
         return *found, counter.calls
 

@@ -21,7 +21,7 @@ Shapes: B batch, S sequence, D hidden, R rows that predict a labelled token, G d
 from __future__ import annotations
 
 import weakref
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -42,6 +42,7 @@ from focusft.method.attention import (
 from focusft.method.call import FocusCall
 from focusft.method.config import ContextAttention, FocusConfig
 from focusft.method.fast_weights import FastWeights, initial_fast_weights
+from focusft.method.frozen import frozen
 from focusft.method.inner_loop import STEP_MENDS, InnerTrace, adapt, check_finite
 from focusft.method.last_layer import LastLayerRows
 from focusft.method.loss import PredictedRows, token_losses
@@ -99,6 +100,9 @@ class FocusEngine:
         trace: What the inner loop did in the last training call.
         stops_on_non_finite: Raise `NonFiniteLossError`. Set it to False where processes share
             gradients: one that raises leaves the others waiting, and all see the gradients' norm.
+        checkpoints_inner_attention: Where layers are checkpointed, so are their attentions in the
+            inner loop. Set it to False where a checkpointed layer keeps the outputs of its matrix
+            products: what attention keeps takes no more memory, and nothing of it runs again.
     """
 
     def __init__(
@@ -117,6 +121,7 @@ class FocusEngine:
         self.step = 0
         self.trace: InnerTrace | None = None
         self.stops_on_non_finite = True
+        self.checkpoints_inner_attention = True
         # Weak, since a recompute in the backward pass names a call that nothing takes back.
         self._active: weakref.ref[FocusCall] | None = None
         self._handles: list[RemovableHandle] = []
@@ -245,9 +250,13 @@ class FocusEngine:
         trunk_BSD, layer_kwargs = _split_hidden(args, kwargs)
         call.is_adapting = True
         parts = self._architecture
-        gather([*parts.adapted_layers, parts.norm, parts.head])
-        kernels = sdpa_kernel(SDPBackend.MATH) if config.inner_order == 2 else nullcontext()
-        with torch.enable_grad(), kernels:
+        modules = [*parts.adapted_layers, parts.norm, parts.head]
+        gather(modules)
+        if config.inner_order == 2:
+            context: AbstractContextManager[Any] = sdpa_kernel(SDPBackend.MATH)
+        else:
+            context = frozen(modules)
+        with torch.enable_grad(), context:
             if call.trunk_input is not None:
                 trunk_BSD, layer_kwargs = self._inner_trunk(call, call.trunk_input)
                 call.trunk_input = None
@@ -280,6 +289,7 @@ class FocusEngine:
                 rows.mask_BS,
                 layer_kwargs,
                 keep_history=config.inner_order == 2,
+                checkpoint_attention=self.checkpoints_inner_attention,
             )
 
             def inner_losses(weights: FastWeights) -> Tensor:

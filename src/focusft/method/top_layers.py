@@ -25,6 +25,7 @@ def prepare_top_layers(
     rows_BS: Tensor,
     layer_kwargs: dict[str, Any],
     keep_history: bool,
+    checkpoint_attention: bool,
 ) -> Callable[[], Tensor]:
     """Compute what the fast weights do not change.
 
@@ -34,6 +35,7 @@ def prepare_top_layers(
         rows_BS: True on the rows that predict a target.
         layer_kwargs: What each layer is called with.
         keep_history: Keep the graph back to `trunk_BSD`, for the exact hypergradient.
+        checkpoint_attention: See `FocusEngine.checkpoints_inner_attention`.
 
     Returns:
         A function that runs the rest with the fast weights of the moment, and returns the hidden
@@ -41,17 +43,25 @@ def prepare_top_layers(
     """
     layers: list[Any] = parts.adapted_layers
     first, *others = layers
+
+    def run_layer(layer: Any, hidden_BSD: Tensor) -> Tensor:
+        if checkpoint_attention or not parts.has_plain_layers:
+            output_BSD: Tensor = unhooked(layer)(hidden_BSD, **layer_kwargs)
+            return output_BSD
+        attended_BSD = attention_part(layer, hidden_BSD, layer_kwargs)
+        return _run(layer, partial(mlp_part, layer), attended_BSD)
+
     if parts.has_plain_layers and not parts.adapts_attention:
         with torch.set_grad_enabled(keep_history):
             attended_BSD = attention_part(first, trunk_BSD, layer_kwargs)
         run_first = partial(_run, first, partial(mlp_part, first), attended_BSD)
     else:
-        run_first = partial(unhooked(first), trunk_BSD, **layer_kwargs)
+        run_first = partial(run_layer, first, trunk_BSD)
 
     def run() -> Tensor:
         hidden_BSD = run_first()
         for layer in others:
-            hidden_BSD = unhooked(layer)(hidden_BSD, **layer_kwargs)
+            hidden_BSD = run_layer(layer, hidden_BSD)
         return unhooked(parts.norm)(hidden_BSD[rows_BS])
 
     return run

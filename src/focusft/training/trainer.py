@@ -120,6 +120,7 @@ class FocuSFTTrainer(ResumableTrainer):
         checkpointing = args.checkpointing_on(args.device.type)
         if checkpointing == "selective":
             checkpoint_selectively(model)
+            self.engine.checkpoints_inner_attention = False
         elif checkpointing == "all_but_attention":
             self.add_callback(KeepAttention())
         if checkpointing != "none" and args.device.type == "cpu" and not self._is_stock:

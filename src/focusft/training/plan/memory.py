@@ -23,23 +23,30 @@ from focusft.training.plan.setup import (
 )
 
 
-def norm_bytes(width: int, tokens: int, readers: int, precision: Precision) -> int:
+def norm_bytes(
+    width: int, tokens: int, readers: int, precision: Precision, *, is_frozen: bool = False
+) -> int:
     """RMSNorm keeps its input in fp32, the normed input, and its output for those who read it.
 
-    Under autocast each reader makes a bf16 copy of its own.
+    Under autocast each reader makes a bf16 copy of its own. A frozen norm does not keep the normed
+    input.
     """
-    copies = readers if precision.is_autocast else 1
-    return tokens * width * (4 + precision.residual + copies * precision.compute)
+    copies = readers if precision.is_autocast else min(readers, 1)
+    normed = 0 if is_frozen else precision.residual
+    return tokens * width * (4 + normed + copies * precision.compute)
 
 
-def attention_bytes(shape: ModelShape, setup: Setup, calls: list[Call]) -> int:
+def attention_bytes(
+    shape: ModelShape, setup: Setup, calls: list[Call], *, is_frozen: bool = False
+) -> int:
     """What attention keeps in one layer.
 
     The kernels keep q, k, v, out (T * d * (2 H + 2 G) numbers of c bytes) and the fp32 log-sum-exp
-    (T * H). Segments: outputs of several calls are joined to one more tensor of T * H * d; each
-    block of response rows keeps its mask, [rows, keys]; on a GPU these calls also copy keys and
-    values to H heads, and autocast copies the keys for every call. Dense: a mask of S * S numbers
-    for each document, and keys and values copied to H heads.
+    (T * H). Segments: outputs of several calls are joined to one more tensor of T * H * d, kept
+    unless the map behind attention is frozen; each block of response rows keeps its mask,
+    [rows, keys]; on a GPU these calls also copy keys and values to H heads, and autocast copies
+    the keys for every call. Dense: a mask of S * S numbers for each document, and keys and values
+    copied to H heads.
     """
     precision = setup.activation_precision
     c = precision.compute
@@ -53,7 +60,7 @@ def attention_bytes(shape: ModelShape, setup: Setup, calls: list[Call]) -> int:
         mask = max(c, 4 if setup.device == "cpu" else c) * setup.length**2
         return total + copied + setup.documents * mask
     if setup.backend == "segments":
-        if setup.documents * len(calls) > 1:
+        if setup.documents * len(calls) > 1 and not is_frozen:
             total += c * setup.tokens * q
         for call in calls:
             if call.is_masked:
@@ -155,35 +162,49 @@ def inner_layers_bytes(
     """What the backward of each adapted layer needs in one inner step, and what is kept for it.
 
     Less than in the outer forward where `method/top_layers.py` and `method/last_layer.py` leave
-    parts out; T * r numbers more for each target.
+    parts out, and since weights are frozen: inputs of linear maps are kept for fast weights only.
+    T * r numbers more for each target.
     """
     precision = setup.activation_precision
     calls = attention_calls(setup, focus.inner_attention)
     rows = inner_rows(focus, setup)
+    levels = [m.level for m in shape.targets]
+
+    def of_norm(readers: int) -> int:
+        return norm_bytes(shape.hidden, setup.tokens, readers, precision, is_frozen=True)
+
+    def of_targets(number: int, tokens: int) -> int:
+        return number * tokens * focus.inner_rank * precision.compute
+
     layers = []
     for index in range(shape.adapted):
         is_first, is_last = index == 0, index == shape.adapted - 1
         tokens = rows if is_last and shape.is_plain else setup.tokens
-        low_rank = sum(
-            precision.compute * focus.inner_rank * (setup.tokens if m.level <= 1 else tokens)
-            for m in shape.targets
-        )
-        total = low_rank + norm_bytes(shape.hidden, setup.tokens, shape.mlp_readers, precision)
-        total += mlp_bytes(shape, tokens, precision)
-        if is_first and shape.is_plain and not shape.adapts_attention:
-            total -= 4 * setup.tokens * shape.hidden  # its input needs no gradient
+        of_mlp = of_norm(levels.count(2)) + mlp_bytes(shape, tokens, precision)
+        of_mlp += of_targets(levels.count(2) + levels.count(3), tokens)
+        is_split = is_first and shape.is_plain and not shape.adapts_attention
+        of_attention = 0
+        if is_split:
+            of_mlp -= 4 * setup.tokens * shape.hidden  # its input needs no gradient
         else:
             is_cut = is_last and shape.is_plain and focus.inner_objective != "context"
-            total += norm_bytes(shape.hidden, setup.tokens, 3, precision)
-            total += attention_bytes(shape, setup, response_calls(calls) if is_cut else calls)
+            layer_calls = response_calls(calls) if is_cut else calls
+            of_attention = of_norm(levels.count(0))
+            of_attention += attention_bytes(shape, setup, layer_calls, is_frozen=True)
+            of_attention += of_targets(levels.count(0) + levels.count(1), setup.tokens)
+        total = of_mlp + of_attention
+        # With selective checkpointing the MLP alone is checkpointed.
+        is_apart = shape.is_plain and setup.checkpointing == "selective"
         kept = kept_layer_bytes(
             shape,
             setup,
             total,
             rank=focus.inner_rank,
             mlp_tokens=tokens,
-            with_attention=not (is_first and shape.is_plain and not shape.adapts_attention),
+            with_attention=not (is_split or is_apart),
         )
+        if is_apart:
+            kept += of_attention
         layers.append((total, kept))
     return layers
 
