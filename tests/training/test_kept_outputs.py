@@ -33,7 +33,21 @@ def writes_to_what_is_not_kept(x, weight):
     return (z.exp() @ weight).cos()
 
 
-FUNCTIONS = [plain, writes_to_a_kept_output, writes_to_what_is_not_kept]
+def ends_with_a_sum(x, weight):
+    return x + x.sin() @ weight
+
+
+def ends_with_a_function_of_a_sum(x, weight):
+    return (x + x.sin() @ weight).cos()
+
+
+FUNCTIONS = [
+    plain,
+    ends_with_a_sum,
+    ends_with_a_function_of_a_sum,
+    writes_to_a_kept_output,
+    writes_to_what_is_not_kept,
+]
 
 
 class CountProducts(TorchDispatchMode):
@@ -72,7 +86,18 @@ def test_same_bits_and_no_product_twice(function):
     assert all(map(torch.equal, again, (output, x.grad, weight.grad)))
     assert products == counter.calls
     *_, products_of_full = run(function)
-    assert products_of_full > products
+    # A recompute ends before the last product where nothing wants that.
+    assert (products_of_full > products) == (function is not ends_with_a_sum)
+
+
+@pytest.mark.parametrize(
+    ("function", "is_kept"), [(ends_with_a_sum, False), (ends_with_a_function_of_a_sum, True)]
+)
+def test_the_last_output_is_kept_where_it_is_wanted(function, is_kept):
+    kept = KeptOutputs(KEPT)
+    checkpoint(function, *tensors(), use_reentrant=False, context_fn=kept.contexts)
+    [(_, output)] = kept.calls
+    assert isinstance(output, torch.Tensor) == is_kept
 
 
 def test_same_as_torchs_own():

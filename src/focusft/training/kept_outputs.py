@@ -3,7 +3,9 @@
 As torch's `create_selective_checkpoint_contexts`, but an operation may write to what is kept, as
 the fast weights do to the output of a linear map: torch refuses that. Its answer is kept then (it
 is the same memory), and the operation does not run again either. An operation that is not kept
-costs one look into a set: torch asks a policy and unpacks all arguments, 13,000 times a step.
+costs one look into a set: torch asks a policy and unpacks all arguments, 13,000 times a step. Nor
+is the last output of a layer kept where a recompute ends before it, as it does where only the
+residual sum follows.
 """
 
 from __future__ import annotations
@@ -13,11 +15,21 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+_aten = torch.ops.aten
+# A recompute ends with the last tensor that the backward pass wants; these want none, nor do sums.
+_WANT_NOTHING = frozenset(
+    {
+        _aten._to_copy.default,
+        _aten._unsafe_view.default,
+        _aten.view.default,
+    }
+)
 _RUN_AGAIN = object()
 _USED = object()
 
@@ -58,6 +70,9 @@ class _Keep(_Mode):
     def __init__(self, kept: KeptOutputs) -> None:
         super().__init__(kept)
         self._storages: set[int] = set()
+        self._last_storage: int | None = None
+        # True while sums are all that was made of the last kept output.
+        self._is_only_summed = False
 
     def __torch_dispatch__(
         self,
@@ -68,12 +83,27 @@ class _Keep(_Mode):
     ) -> Any:
         output = func(*args, **(kwargs or {}))
         if func in self.kept.operations:
-            self._storages.update(map(_storage, tree_leaves(output)))
+            storages = list(map(_storage, tree_leaves(output)))
+            self._storages.update(storages)
+            self._last_storage = storages[0] if len(storages) == 1 else None
+            self._is_only_summed = False
             self._keep(func, output)
-        elif _writes_to_first_argument(func):
+            return output
+        if func is _aten.add.Tensor:
+            parts = [_storage(part) for part in args if isinstance(part, Tensor)]
+            self._is_only_summed |= self._last_storage in parts
+        elif func not in _WANT_NOTHING:
+            self._last_storage, self._is_only_summed = None, False
+        if _writes_to_first_argument(func):
             is_kept = _storage(args[0]) in self._storages
             self._keep(func, output if is_kept else _RUN_AGAIN)
         return output
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        if self._is_only_summed:
+            func, _ = self.kept.calls[-1]
+            self.kept.calls[-1] = (func, _RUN_AGAIN)
 
     def _keep(self, func: Any, output: Any) -> None:
         # Without their history: it would hold what the checkpoint is there to free.

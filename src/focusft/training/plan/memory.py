@@ -137,6 +137,11 @@ def kept_layer_bytes(
         kept += products_bytes(
             shape, setup, rank=rank, mlp_tokens=mlp_tokens, with_attention=with_attention
         )
+        last = shape.maps[-1]
+        is_cut = mlp_tokens < setup.tokens
+        if shape.is_plain and not is_cut and not (rank and last.has_fast_weights):
+            # Only the residual sum follows it, so a recompute ends before it.
+            kept -= mlp_tokens * setup.activation_precision.compute * last.outputs
     return kept
 
 
