@@ -17,7 +17,7 @@ def test_a_length_that_does_not_fit_is_in_the_file(tmp_path, monkeypatch):
         return {"seconds": 1.0, "peak_gb": 1.0 + tokens / 1024}
 
     out = tmp_path / "out.json"
-    monkeypatch.setattr(length, "_step", step)
+    monkeypatch.setattr(length, "_second_step", step)
     monkeypatch.setattr(
         sys, "argv", ["length", "--lengths", "1024,2048,4096", "--response=0", f"--json={out}"]
     )

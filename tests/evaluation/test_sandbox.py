@@ -322,6 +322,7 @@ def test_this_environments_libraries_can_be_used():
     assert "Read-only" in sandbox.run(f"open({str(site / 'planted.py')!r}, 'w')").stderr
 
 
+@bwrap
 def test_wrong_interpreter_is_one_line(tmp_path):
     with pytest.raises(SandboxError, match="not a working Python interpreter"):
         Bubblewrap(python=str(tmp_path / "none")).run("1")
