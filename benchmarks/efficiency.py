@@ -69,7 +69,7 @@ def efficiency(model_name: str, length: int, response: int) -> dict[str, Any]:
     kernels = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward_flops,
-        torch.ops.aten.addmm_: _product_flops,
+        torch.ops.aten.addmm_: product_flops,
     }
     with FlopCounterMode(display=False, custom_mapping=kernels) as counter:
         step()
@@ -109,7 +109,8 @@ def efficiency(model_name: str, length: int, response: int) -> dict[str, Any]:
     }
 
 
-def _product_flops(added: Any, left: Any, right: Any, **_: Any) -> int:
+def product_flops(added: Any, left: Any, right: Any, **_: Any) -> int:
+    """Of a product that is added in place, from the shapes."""
     return int(2 * left[0] * left[1] * right[1])
 
 

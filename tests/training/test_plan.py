@@ -9,6 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import focusft
+from benchmarks.efficiency import product_flops
 from focusft.cli import main
 from focusft.errors import UserError
 from focusft.training.checkpointing import Checkpointing, checkpoint_selectively, keep_attention
@@ -17,10 +18,6 @@ from focusft.training.plan.memory import mlp_bytes
 from focusft.training.plan.setup import ModelShape, Setup
 from tests.method.helpers import CONFIG, conversation
 from tests.tiny_models import tiny_model
-
-
-def product_flops(added, left, right, **_):
-    return 2 * left[0] * left[1] * right[1]
 
 
 def counted_flops(model, config, turns):

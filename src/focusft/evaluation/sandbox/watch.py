@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 
 
 def exceeds_memory(root_pid: int | None, limit: int) -> bool:
@@ -23,7 +24,7 @@ def exceeds_files(root_pid: int | None, limit: int) -> bool:
         return False
     for folder in ("tmp", "dev/shm"):
         with contextlib.suppress(OSError):
-            state = os.statvfs(f"/proc/{root_pid}/root/{folder}")
+            state = os.statvfs(Path("/proc", str(root_pid), "root", folder))
             if state.f_files - state.f_ffree > limit:
                 return True
     return False
