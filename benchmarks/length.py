@@ -1,6 +1,6 @@
 """Time and memory of a step from 1K to 32K tokens, on a model of four layers.
 
-python -m benchmarks.length --json out.json
+python -m benchmarks.length --json out.json [--resume]
 
 Memory is the peak of the process above that of steps with 64 tokens of context, which hold the
 model, its gradients and the optimizer. Each process makes two steps: in the first one, the backward
@@ -36,13 +36,28 @@ def main() -> None:
     parser.add_argument("--response", type=int, default=64)
     parser.add_argument("--limit_gb", type=float, default=21.0, help="memory of one process")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--resume", action="store_true", help="measure what --json lacks")
     options = parser.parse_args()
 
+    shared = {
+        "settings": {k: v for k, v in vars(options).items() if k not in ("json", "resume")},
+        "versions": versions(),
+    }
     lengths = [int(length) for length in options.lengths.split(",")]
     result: dict[str, dict[str, dict[str, float | str]]] = {name: {} for name in TRAINERS}
+    if options.resume:
+        if options.json is None or not options.json.is_file():
+            parser.error(f"--resume: there is no file --json {options.json} to go on with")
+        earlier = json.loads(options.json.read_text())
+        if any(earlier[key] != value for key, value in shared.items()):
+            parser.error(f"--resume: {options.json} has other settings or versions; leave it out")
+        result = earlier["steps"]
     for name in TRAINERS:
+        missing = [length for length in lengths if str(length) not in result[name]]
+        if not missing or any("failed" in step for step in result[name].values()):
+            continue
         own_gb = _second_step(name, 64 + options.response, options)["peak_gb"]
-        for length in lengths:
+        for length in missing:
             found: dict[str, float | str]
             try:
                 step = _second_step(name, length, options)
@@ -54,14 +69,7 @@ def main() -> None:
             result[name][str(length)] = found
             print(f"{name} {length}: {said}", flush=True)
             if options.json:
-                write_json(
-                    options.json,
-                    {
-                        "steps": result,
-                        "settings": {k: v for k, v in vars(options).items() if k != "json"},
-                        "versions": versions(),
-                    },
-                )
+                write_json(options.json, {"steps": result, **shared})
             if "failed" in found:
                 break
 

@@ -202,9 +202,9 @@ def _length_section(result: dict[str, Any]) -> list[str]:
     lines = [
         "## Long contexts",
         "",
-        f"SmolLM2's shape with {result['settings']['layers']} layers, one step. Memory is the peak "
-        "above that of a step with 128 tokens (the model, its gradients, the optimizer). A process "
-        f"may take {result['settings']['limit_gb']:.0f} GB.",
+        f"SmolLM2's shape with {result['settings']['layers']} layers, the second step of a "
+        "process. Memory is the peak above that of a second step with 128 tokens (the model, its "
+        f"gradients, the optimizer). A process may take {result['settings']['limit_gb']:.0f} GB.",
         "",
         "| tokens | FocuSFT | memory | times that of half the length | published | memory |",
         "| --- | --- | --- | --- | --- | --- |",
