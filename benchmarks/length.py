@@ -2,10 +2,11 @@
 
 python -m benchmarks.length --json out.json [--resume]
 
-Memory is the peak of the process above that of steps with 64 tokens of context, which hold the
-model, its gradients and the optimizer. Each process makes two steps: in the first one, the backward
-pass has no state of the optimizer beside it yet. A process that asks for more than the limit is
-stopped and counted.
+Memory is the peak of the process in a step, above what it holds between steps of 128 tokens: the
+weights and the optimizer's state. (A short step has its own peak in the optimizer, whose temporary
+tensors a long step's peak lacks.) Each process makes two steps, and the second is measured: the
+optimizer makes its state in the first. A process that asks for more than the limit is stopped and
+counted.
 """
 
 from __future__ import annotations
@@ -56,12 +57,12 @@ def main() -> None:
         missing = [length for length in lengths if str(length) not in result[name]]
         if not missing or any("failed" in step for step in result[name].values()):
             continue
-        own_gb = _second_step(name, 64 + options.response, options)["peak_gb"]
+        between_steps_gb = _second_step(name, 64 + options.response, options)["resident_gb"]
         for length in missing:
             found: dict[str, float | str]
             try:
                 step = _second_step(name, length, options)
-                above = step["peak_gb"] - own_gb
+                above = step["peak_gb"] - between_steps_gb
                 found = {"seconds": step["seconds"], "above_model_gb": above}
                 said = f"{step['seconds']:.1f} s, {above:.2f} GB above the model"
             except WorkerDiedError as error:

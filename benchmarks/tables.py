@@ -203,8 +203,8 @@ def _length_section(result: dict[str, Any]) -> list[str]:
         "## Long contexts",
         "",
         f"SmolLM2's shape with {result['settings']['layers']} layers, the second step of a "
-        "process. Memory is the peak above that of a second step with 128 tokens (the model, its "
-        f"gradients, the optimizer). A process may take {result['settings']['limit_gb']:.0f} GB.",
+        "process. Memory is the peak above what the process holds between steps (weights and the "
+        f"optimizer's state). A process may take {result['settings']['limit_gb']:.0f} GB.",
         "",
         "| tokens | FocuSFT | memory | times that of half the length | published | memory |",
         "| --- | --- | --- | --- | --- | --- |",

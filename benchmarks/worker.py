@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -77,7 +78,8 @@ class StepOnDemand(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Answer."""
-        _answer({"seconds": time.perf_counter() - self.started, "peak_gb": _peak_gb()})
+        seconds = time.perf_counter() - self.started
+        _answer({"seconds": seconds, "peak_gb": _peak_gb(), "resident_gb": _resident_gb()})
 
 
 def _answer(figures: dict[str, float]) -> None:
@@ -87,6 +89,10 @@ def _answer(figures: dict[str, float]) -> None:
 
 def _peak_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+
+
+def _resident_gb() -> float:
+    return float(psutil.Process().memory_info().rss) / 1024**3
 
 
 def _model(options: argparse.Namespace) -> Any:

@@ -86,6 +86,7 @@ def _by_length(result: Result) -> list[Chart]:
         Chart(
             "Memory of a step by length",
             layout(figure, height=300),
-            "Above that of the model itself. A line that ends ran out of memory or was not tried.",
+            "Above what weights and optimizer hold between steps. A line that ends ran out of "
+            "memory or was not tried.",
         )
     ]
