@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.held_out_tables import held_out_section
+from benchmarks.readme import README, between
 from benchmarks.study_cells import (
     BASELINE,
     MASKS,
@@ -35,7 +36,6 @@ TINY = Path("benchmarks/results/tiny_study")
 HELD_OUT = Path("benchmarks/results/held_out")
 DOCS = Path("docs")
 PAGE = "study_results.md"
-README = Path("README.md")
 # Where the README shows the claims.
 README_MARKS = ("<!-- claims, by python -m benchmarks.study_tables -->", "<!-- end of claims -->")
 FIGURES = ("sink_mass", "context_engagement", "needle_mass")
@@ -57,9 +57,6 @@ def main() -> None:
 
 def with_claims(readme: str, studies: list[Cells], tool_use: Mapping[str, Runs]) -> str:
     """The README with the claims for FocuSFT between its two marks, study by study."""
-    start, end = README_MARKS
-    before, _, rest = readme.partition(start)
-    _, _, after = rest.partition(end)
     tables = []
     for cells in studies:
         shown = [
@@ -71,7 +68,7 @@ def with_claims(readme: str, studies: list[Cells], tool_use: Mapping[str, Runs])
     for title, runs in tool_use.items():
         shown = [claim for claim in tool_use_claims(runs) if claim.arm == TOOL_USE_ARM]
         tables += [f"Tool use, {title.lower()}:", "", *claims_table(shown), ""]
-    return "\n".join([f"{before}{start}", *tables, f"{end}{after}"])
+    return between(readme, README_MARKS, tables)
 
 
 def study_page(studies: list[Cells], tiny: Cells) -> dict[str, str]:

@@ -6,10 +6,11 @@ import re
 
 import pytest
 
+from benchmarks.readme import README
 from benchmarks.study_cells import Cells, read_cells
 from benchmarks.study_check import differing
 from benchmarks.study_claims import claims, verdict
-from benchmarks.study_tables import README, SOURCE, study_page, with_claims
+from benchmarks.study_tables import SOURCE, study_page, with_claims
 from benchmarks.tool_use_tables import read_tool_use
 
 LENGTHS = ("512", "1024", "2048")
