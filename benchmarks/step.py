@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -95,6 +96,7 @@ def main() -> None:
             if name != "json"
         },
         "versions": versions(),
+        "cpu": _cpu(),
     }
     for name in TRAINERS:
         print(f"{name}: {seconds[name]:.2f} s, peak {peaks[name]:.2f} GB")
@@ -122,6 +124,14 @@ def _measure(
                 own.append(f"--checkout={options.checkout}")
             workers[name] = stack.enter_context(Worker([*own, *shared], folder / f"{name}.log"))
         return alternate(workers, options.rounds)
+
+
+def _cpu() -> str:
+    """Its name: what is fast on one is not always on another."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def example(model: str, length: int, response: int) -> dict[str, list[int]]:

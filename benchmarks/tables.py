@@ -131,11 +131,12 @@ def _load(name: str) -> dict[str, Any]:
 def _step_section(length: int, step: dict[str, Any]) -> list[str]:
     seconds, peaks, efficiency = step["seconds"], step["peak_gb"], step["efficiency"]
     settings = step["settings"]
+    machine = f"{step['cpu']}, " if "cpu" in step else ""
     lines = [
         f"## A step of {length} tokens",
         "",
         f"{settings['model']}, B = 1, {settings['response']} response tokens, optimizer included, "
-        f"{settings['rounds']} rounds.",
+        f"{settings['rounds']} rounds, {machine}code of {step['versions']['commit'][:7]}.",
         "",
         "| step | seconds | peak memory of the process |",
         "| --- | --- | --- |",
