@@ -34,7 +34,7 @@ def round_ratios(step: Mapping[str, Any], above: str, below: str) -> list[float]
 def measured_ratio(step: Mapping[str, Any], name: str) -> str:
     """The median ratio of the name, with the lowest and the highest of a round."""
     found = round_ratios(step, *RATIOS[name])
-    return f"{step['ratios'][name]:.2f} ({min(found):.2f} to {max(found):.2f})"
+    return f"{median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
 
 
 def readme_cost(steps: Mapping[int, Mapping[str, Any]]) -> list[str]:

@@ -9,8 +9,12 @@ README = Path("README.md")
 
 
 def between(readme: str, marks: tuple[str, str], lines: Sequence[str]) -> str:
-    """The README with these lines between its two marks."""
+    """The README with these lines between its two marks.
+
+    Raises:
+        ValueError: A mark is not there exactly once.
+    """
     start, end = marks
-    before, _, rest = readme.partition(start)
-    _, _, after = rest.partition(end)
+    before, rest = readme.split(start)
+    _, after = rest.split(end)
     return "\n".join([f"{before}{start}", *lines, f"{end}{after}"])
