@@ -14,10 +14,12 @@ _TRAINERS = {
     "k0": "FocuSFT without inner steps",
     "ours": "FocuSFT",
     "ours_packed": "FocuSFT, packed",
+    "ours_kept": "FocuSFT, not checkpointed",
     "ours_checkpointed": "FocuSFT, checkpointed",
     "published": "published code's procedure",
     "published_checkpointed": "published, checkpointed",
     "trl_sft": "plain SFT, TRL",
+    "trl_sft_checkpointed": "plain SFT, TRL, checkpointed",
 }
 
 
@@ -79,9 +81,14 @@ def _by_length(result: Result) -> list[Chart]:
             hovertemplate="%{x} tokens: %{y:.2f} GB",
         )
     figure.update_xaxes(
-        title_text="tokens", type="log", tickvals=sorted({x for t in figure.data for x in t.x})
+        title_text="tokens",
+        type="log",
+        tickvals=sorted({x for t in figure.data for x in t.x}),
+        tickformat="d",
     )
-    figure.update_yaxes(title_text="GB", type="log")
+    # Of its own, plotly writes 0.5 as a 5 below the 1.
+    ticks = [digit * 10.0**power for power in range(-2, 4) for digit in (1, 2, 5)]
+    figure.update_yaxes(title_text="GB", type="log", tickvals=ticks, tickformat="~g")
     return [
         Chart(
             "Memory of a step by length",
