@@ -171,27 +171,40 @@ def _attend_document(
             key_1GTD.repeat_interleave(groups, dim=1),
             value_1GTD.repeat_interleave(groups, dim=1),
         )
+    blocks = list(_blocks_of_rows(span))
+    # Split once, so that the gradients of all blocks are written in one go.
+    queries = query_1HTD.split([block.stop - block.start for block in blocks], dim=2)
+    for query, block in zip(queries, blocks, strict=True):
+        if block.keys == 0:
+            yield _zeros(query, value_1GTD)
+            continue
+        is_whole = _needs_no_mask(block)
+        key, value = keys_and_values if is_whole else for_masks
+        mask = causal_rows[-query.shape[2] :, causal_rows.shape[1] - block.keys :]
+        yield attend(
+            query,
+            key[:, :, : block.keys],
+            value[:, :, : block.keys],
+            mask=None if is_whole else mask,
+            is_causal=bool(block.is_causal) and is_whole,
+        )
+
+
+def _blocks_of_rows(span: Span) -> Iterator[Segment]:
+    """The kernel calls of a document, in order; rows in no segment are a block without keys."""
     position = 0
     for segment in span.segments:
         if segment.start > position:
-            yield _zeros(query_1HTD, value_1GTD, segment.start - position)
+            yield Segment(position, segment.start, 0, is_causal=False)
         position = segment.stop
-        is_whole = _needs_no_mask(segment)
-        key, value = keys_and_values if is_whole else for_masks
-        rows_per_call = segment.stop - segment.start if is_whole else ROWS_PER_CALL
-        for start in range(segment.start, segment.stop, rows_per_call):
-            stop = min(start + rows_per_call, segment.stop)
-            keys = stop if segment.is_causal else segment.keys
-            mask = None if is_whole else causal_rows[start - stop :, causal_rows.shape[1] - keys :]
-            yield attend(
-                query_1HTD[:, :, start:stop],
-                key[:, :, :keys],
-                value[:, :, :keys],
-                mask=mask,
-                is_causal=bool(segment.is_causal) and is_whole,
-            )
+        if _needs_no_mask(segment):
+            yield segment
+            continue
+        for start in range(segment.start, segment.stop, ROWS_PER_CALL):
+            stop = min(start + ROWS_PER_CALL, segment.stop)
+            yield Segment(start, stop, stop, is_causal=True)
     if position < span.length:
-        yield _zeros(query_1HTD, value_1GTD, span.length - position)
+        yield Segment(position, span.length, 0, is_causal=False)
 
 
 def _needs_no_mask(segment: Segment) -> bool:
@@ -199,8 +212,8 @@ def _needs_no_mask(segment: Segment) -> bool:
     return not segment.is_causal or segment.start == 0
 
 
-def _zeros(query_1HTD: Tensor, value_1GTD: Tensor, length: int) -> Tensor:
-    return query_1HTD.new_zeros(*query_1HTD.shape[:2], length, value_1GTD.shape[3])
+def _zeros(query_1HQD: Tensor, value_1GTD: Tensor) -> Tensor:
+    return query_1HQD.new_zeros(*query_1HQD.shape[:3], value_1GTD.shape[3])
 
 
 def _attend(
