@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-# Below, the memory is small and the gradients that are taken anew cost 5% of a step (400 tokens).
-LEAST_TOKENS = 1024
+# Below, there is little to give back, and to take it anew costs 5 to 9% of a step (docs/log.md).
+LEAST_TOKENS = 2048
 
 
 class ReturnFreedMemory(TrainerCallback):
