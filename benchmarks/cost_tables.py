@@ -27,14 +27,25 @@ def round_ratios(step: Mapping[str, Any], above: str, below: str) -> list[float]
         above: Name of a trainer.
         below: Name of the one it is compared with.
     """
+    return [a / b for a, b in zip(*_rounds(step, above, below), strict=True)]
+
+
+def _rounds(step: Mapping[str, Any], above: str, below: str) -> tuple[list[float], list[float]]:
+    """The seconds of both in the last group that holds both."""
     *_, rounds = (r for r in step["rounds"] if above in r and below in r)
-    return [a / b for a, b in zip(rounds[above], rounds[below], strict=True)]
+    return rounds[above], rounds[below]
 
 
 def measured_ratio(step: Mapping[str, Any], name: str) -> str:
     """The median ratio of the name, with the lowest and the highest of a round."""
     found = round_ratios(step, *RATIOS[name])
     return f"{median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+
+
+def shortest_ratio(step: Mapping[str, Any], name: str) -> str:
+    """The ratio of the name, of the shortest steps of both: what other load adds least to."""
+    above, below = _rounds(step, *RATIOS[name])
+    return f"{min(above) / min(below):.2f}"
 
 
 def readme_cost(steps: Mapping[int, Mapping[str, Any]]) -> list[str]:

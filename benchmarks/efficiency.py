@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 import focusft
+from benchmarks.flop_counter import flop_counter
 from focusft.training.checkpointing import checkpoint_selectively
 from focusft.training.models import load_model
 from focusft.training.plan.report import measured_tflops
@@ -65,13 +65,7 @@ def efficiency(model_name: str, length: int, response: int) -> dict[str, Any]:
         return time.perf_counter() - started
 
     step()
-    # torch counts the attention of CUDA kernels only, and no product that is added in place.
-    kernels = {
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward_flops,
-        torch.ops.aten.addmm_: product_flops,
-    }
-    with FlopCounterMode(display=False, custom_mapping=kernels) as counter:
+    with flop_counter() as counter:
         step()
     flops = {str(op): count for op, count in counter.get_flop_counts()["Global"].items()}
     attention_flops = sum(count for op, count in flops.items() if "attention" in op)
@@ -107,23 +101,6 @@ def efficiency(model_name: str, length: int, response: int) -> dict[str, Any]:
         "fraction_of_peak": other_flops / (step_seconds - attention_seconds) / peak,
         "operations": {op.removeprefix("aten::"): step_seconds * shares[op] for op in longest},
     }
-
-
-def product_flops(added: Any, left: Any, right: Any, **_: Any) -> int:
-    """Of a product that is added in place, from the shapes."""
-    return int(2 * left[0] * left[1] * right[1])
-
-
-def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """Two products over every pair of query and key."""
-    batch, heads, queries, features = query
-    return 2 * batch * heads * queries * key[2] * (features + value[3])
-
-
-def _backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """The scores once more, and two products for each of the two products."""
-    batch, heads, queries, features = query
-    return 2 * batch * heads * queries * key[2] * (3 * features + 2 * value[3])
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import platform
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -90,11 +91,7 @@ def main() -> None:
         "peak_gb": peaks,
         "rounds": rounds,
         "efficiency": efficiency(options.model, options.length, options.response),
-        "settings": {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in vars(options).items()
-            if name != "json"
-        },
+        "settings": settings(options),
         "versions": versions(),
         "cpu": _cpu(),
     }
@@ -111,10 +108,7 @@ def _measure(
 ) -> dict[str, list[dict[str, float]]]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        rows = folder / "rows.json"
-        rows.write_text(json.dumps([example(options.model, options.length, options.response)]))
-        shared = [f"--model={options.model}", f"--rows={rows}", f"--out={folder / 'out'}"]
-        shared += [f"--num_inner_steps={options.num_inner_steps}", f"--dtype={options.dtype}"]
+        shared = [*shared_arguments(options, folder), f"--dtype={options.dtype}"]
         shared += ["--autocast"] if options.autocast else []
         workers = {}
         for name in group:
@@ -124,6 +118,27 @@ def _measure(
                 own.append(f"--checkout={options.checkout}")
             workers[name] = stack.enter_context(Worker([*own, *shared], folder / f"{name}.log"))
         return alternate(workers, options.rounds)
+
+
+def shared_arguments(options: argparse.Namespace, folder: Path) -> list[str]:
+    """What every trainer is started with; their example is written to the folder."""
+    rows = folder / "rows.json"
+    rows.write_text(json.dumps([example(options.model, options.length, options.response)]))
+    return [
+        f"--model={options.model}",
+        f"--rows={rows}",
+        f"--out={folder / 'out'}",
+        f"--num_inner_steps={options.num_inner_steps}",
+    ]
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The options, for the JSON."""
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(options).items()
+        if name != "json"
+    }
 
 
 def _cpu() -> str:

@@ -20,6 +20,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from benchmarks.flop_counter import flop_counter
 from benchmarks.published import PublishedTrainer, checkout_trainer
 from focusft.method.config import FocusConfig
 from focusft.training.checkpointing import Checkpointing
@@ -40,7 +41,7 @@ def main() -> None:
     model = _model(options)
     rows = json.loads(options.rows.read_text())
     trainer = make_trainer(options, model, rows)
-    trainer.add_callback(StepOnDemand())
+    trainer.add_callback(StepOnDemand(counts_flops=options.count_flops))
     _answer({"interpreter_gb": interpreter_gb})
     trainer.train()
 
@@ -57,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_inner_steps", type=int, default=2)
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--pad_to", type=int, help="tokens of a padded batch (not ours)")
+    parser.add_argument("--count_flops", action="store_true", help="answer with FLOPs; slower")
     parser.add_argument("--limit_gb", type=float, help="memory that the process may take")
     parser.add_argument("--checkout", type=Path)
     parser.add_argument("--rows", type=Path, required=True, help="JSON: a list of examples")
@@ -67,19 +69,30 @@ def parser() -> argparse.ArgumentParser:
 class StepOnDemand(TrainerCallback):
     """Waits before each step and tells how long it took, optimizer included."""
 
-    started = 0.0
+    def __init__(self, counts_flops: bool) -> None:
+        self.started = 0.0
+        self.counter = flop_counter() if counts_flops else None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Wait for a line, or stop at the end of the input."""
         if not sys.stdin.readline():
             sys.stdout.flush()
             raise SystemExit(0)
+        if self.counter is not None:
+            self.counter.__enter__()
         self.started = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Answer."""
-        seconds = time.perf_counter() - self.started
-        _answer({"seconds": seconds, "peak_gb": _peak_gb(), "resident_gb": _resident_gb()})
+        figures = {
+            "seconds": time.perf_counter() - self.started,
+            "peak_gb": _peak_gb(),
+            "resident_gb": _resident_gb(),
+        }
+        if self.counter is not None:
+            self.counter.__exit__(None, None, None)
+            figures["flops"] = self.counter.get_total_flops()
+        _answer(figures)
 
 
 def _answer(figures: dict[str, float]) -> None:

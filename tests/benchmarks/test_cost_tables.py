@@ -4,7 +4,13 @@ import json
 
 import pytest
 
-from benchmarks.cost_tables import README_MARKS, measured_ratio, readme_cost, round_ratios
+from benchmarks.cost_tables import (
+    README_MARKS,
+    measured_ratio,
+    readme_cost,
+    round_ratios,
+    shortest_ratio,
+)
 from benchmarks.readme import README, between
 from benchmarks.tables import RESULTS
 
@@ -23,6 +29,10 @@ def test_ratios_are_of_the_last_group_that_holds_both():
 
 def test_a_ratio_comes_with_its_lowest_and_highest_round():
     assert measured_ratio(STEP, "ours_over_k0") == "3.00 (1.00 to 3.00)"
+
+
+def test_the_shortest_steps_need_not_be_of_one_round():
+    assert shortest_ratio(STEP, "ours_over_k0") == "2.00"
 
 
 @pytest.mark.parametrize("readme", ["no marks", "<a> only one", "<a> <b> <a> <b>"])

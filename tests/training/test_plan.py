@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import focusft
-from benchmarks.efficiency import product_flops
+from benchmarks.flop_counter import product_flops
 from focusft.cli import main
 from focusft.errors import UserError
 from focusft.training.checkpointing import Checkpointing, checkpoint_selectively, keep_attention
