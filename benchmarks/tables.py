@@ -211,7 +211,11 @@ def _throughput_section(throughput: dict[str, Any]) -> list[str]:
         f"{throughput['peak_gb'][name]:.2f} GB |"
         for name, title in names.items()
     ]
-    command = f"python -m benchmarks.throughput --json {RESULTS / 'throughput_smollm2.json'}"
+    settings = throughput["settings"]
+    command = (
+        f"python -m benchmarks.throughput --examples {settings['examples']} --published_steps "
+        f"{settings['published_steps']} --json {RESULTS / 'throughput_smollm2.json'}"
+    )
     return [*lines, "", f"Goal: at least 6 times. `{command}`", ""]
 
 
