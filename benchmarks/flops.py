@@ -5,26 +5,17 @@ python -m benchmarks.flops --length 2048 --json out.json
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks.step import RATIOS, TRAINERS, settings, shared_arguments
+from benchmarks.step import RATIOS, TRAINERS, settings, shared_arguments, step_parser
 from benchmarks.workers import Worker
 from focusft.training.provenance import versions, write_json
 
 
 def main() -> None:
     """Count, print and write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--length", type=int, default=1024, help="tokens of the example")
-    parser.add_argument("--response", type=int, default=64, help="labelled tokens at its end")
-    parser.add_argument("--num_inner_steps", type=int, default=2)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = step_parser(__doc__).parse_args()
 
     flops = {}
     with tempfile.TemporaryDirectory() as name:

@@ -58,20 +58,13 @@ RATIOS = {
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--length", type=int, default=1024, help="tokens of the example")
-    parser.add_argument("--response", type=int, default=64, help="labelled tokens at its end")
-    parser.add_argument("--num_inner_steps", type=int, default=2)
+    parser = step_parser(__doc__)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--autocast", action="store_true", help="bf16 autocast, for all")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds after one warm-up")
     parser.add_argument(
         "--checkout", type=Path, help="time this checkout of the authors' code as 'published'"
     )
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
     seconds: dict[str, float] = {}
@@ -101,6 +94,20 @@ def main() -> None:
         print(f"{name}: {value:.2f}")
     if options.json:
         write_json(options.json, result)
+
+
+def step_parser(description: str) -> argparse.ArgumentParser:
+    """The options that say which step is looked at, and where the JSON goes."""
+    parser = argparse.ArgumentParser(
+        description=description.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--length", type=int, default=1024, help="tokens of the example")
+    parser.add_argument("--response", type=int, default=64, help="labelled tokens at its end")
+    parser.add_argument("--num_inner_steps", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    return parser
 
 
 def _measure(
